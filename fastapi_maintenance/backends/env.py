@@ -1,0 +1,69 @@
+"""The environment as a backend: read live, never written."""
+
+import logging
+import os
+
+from fastapi_maintenance.backends.base import BaseStateBackend
+from fastapi_maintenance.errors import BackendError
+from fastapi_maintenance.state import OPEN, MaintenanceState, Mode, Switch, mode_of_word, utcnow
+
+logger = logging.getLogger("fastapi_maintenance")
+
+DEFAULT_VARIABLE = "FASTAPI_MAINTENANCE_MODE"
+
+
+class EnvVarBackend(BaseStateBackend):
+    """Read the state from an environment variable of this process. It cannot be changed by `enable()` or `disable()`.
+
+    Args:
+        var_name: The variable; `FASTAPI_MAINTENANCE_MODE` when left out.
+
+    Raises:
+        ValueError: The variable holds something that is not a mode.
+    """
+
+    def __init__(self, var_name: str | None = None) -> None:
+        self.var_name = var_name or DEFAULT_VARIABLE
+        self._raw: str | None = None
+        self._state = OPEN
+        try:
+            self.peek_state()
+        except BackendError as error:
+            raise ValueError(str(error)) from None
+
+    def __repr__(self) -> str:
+        return f"EnvVarBackend({self.var_name!r})"
+
+    def peek_state(self) -> MaintenanceState:
+        """Give what the variable says now; `BackendError` when it says nothing known."""
+        raw = os.environ.get(self.var_name)
+        if raw != self._raw:
+            try:
+                mode = mode_of_word(raw or "")
+            except ValueError as error:
+                raise BackendError(f"environment variable {self.var_name}", str(error)) from None
+            self._state = self._next(mode)
+            self._raw = raw
+        return self._state
+
+    def _next(self, mode: Mode | None) -> MaintenanceState:
+        if mode == (self._state.switch and self._state.switch.mode):
+            return self._state
+        switch = None if mode is None else Switch(since=utcnow(), mode=mode)
+        return MaintenanceState(revision=self._state.revision + 1, switch=switch)
+
+    async def read_state(self) -> MaintenanceState:
+        """Give what the variable says now."""
+        return self.peek_state()
+
+    async def get_value(self) -> bool:
+        """Tell whether the variable closes."""
+        return self.peek_state().switch is not None
+
+    async def set_value(self, value: bool) -> None:  # noqa: ARG002, FBT001 - the older package's signature
+        """Log a warning: the environment is read-only."""
+        logger.warning(
+            "Cannot change %s: the environment is read-only while the process runs. Set the variable before the "
+            "start, or use another backend (FASTAPI_MAINTENANCE_BACKEND=file:PATH)",
+            self.var_name,
+        )

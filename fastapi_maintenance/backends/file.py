@@ -1,0 +1,229 @@
+"""A file as a backend: replaced whole, read again only when it changed, shared by all processes of a machine."""
+
+import contextlib
+import errno
+import getpass
+import os
+import secrets
+import stat
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import anyio.to_thread
+
+from fastapi_maintenance.backends.base import BaseStateBackend, Edit
+from fastapi_maintenance.errors import BackendError
+from fastapi_maintenance.state import OPEN, MaintenanceState, Switch, mode_of_word, utcnow
+
+SIZE_LIMIT = 4 * 1024 * 1024
+"""Bytes that a state file may have."""
+
+SETTLED_AFTER = 50_000_000
+"""Nanoseconds: two changes within one tick of the file system's clock look alike, so a younger file is read again."""
+
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+_Identity: TypeAlias = tuple[int, int, int, int, int] | None
+
+
+class _Look(NamedTuple):
+    """What the file was when it was last looked at."""
+
+    identity: _Identity
+    settled: bool
+    raw: bytes | None
+    state: MaintenanceState
+    error: BackendError | None = None
+
+
+class LocalFileBackend(BaseStateBackend):
+    """Keep the state in a local file, for all processes that can read it.
+
+    The file holds a JSON document, or simply `1` or `0` as a shell writes it (`echo 1 > PATH`). A missing file means
+    open, and reading creates nothing. A file that cannot be read or understood is a failure, never "off".
+
+    Args:
+        file_path: The file. Its directory must exist.
+
+    Raises:
+        BackendError: The directory is missing.
+    """
+
+    def __init__(self, file_path: str | os.PathLike[str]) -> None:
+        self.file_path: str = os.path.abspath(os.fspath(file_path))
+        self._look = _Look(None, settled=False, raw=None, state=OPEN)
+        self._lock = threading.Lock()
+        directory = Path(self.file_path).parent
+        if not directory.is_dir():
+            raise self._error(f"the directory {directory} does not exist; create it, or name another path")
+
+    def __repr__(self) -> str:
+        return f"LocalFileBackend({self.file_path!r})"
+
+    def peek_state(self) -> MaintenanceState:
+        """Give the state; one system call while the file is unchanged. `BackendError` when it cannot be read."""
+        look = self._look
+        if not look.settled or look.identity != self._identify():
+            look = self._look = self._read()
+        if look.error is not None:
+            raise look.error
+        return look.state
+
+    async def read_state(self) -> MaintenanceState:
+        """Give the state."""
+        return self.peek_state()
+
+    async def change_state(self, edit: Edit) -> MaintenanceState:
+        """Change the state; the file is replaced whole, and safe on the disk when this returns.
+
+        Raises:
+            BackendError: The file cannot be read (then it is not overwritten) or not be written.
+        """
+        return await anyio.to_thread.run_sync(self._change, edit)
+
+    async def get_value(self) -> bool:
+        """Tell whether maintenance is on now."""
+        return self.peek_state().at(utcnow()).active
+
+    async def set_value(self, value: bool) -> None:  # noqa: FBT001 - the older package's signature
+        """Write `1` or `0`; a document stays one where windows are planned."""
+        await self.change_state(lambda state: state.switched(utcnow(), on=value))
+
+    # Reading
+
+    def _identify(self) -> _Identity:
+        try:
+            info = os.lstat(self.file_path)
+        except OSError:
+            return None
+        return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+    def _read(self) -> _Look:
+        last = self._look
+        now = time.time_ns()
+        try:
+            raw, info = self._contents()
+        except FileNotFoundError:
+            known_missing = last.identity is None and last.raw is None and last.error is None
+            state = last.state if known_missing else MaintenanceState(revision=last.state.revision + 1)
+            return _Look(None, settled=True, raw=None, state=state)
+        except OSError as error:
+            return last._replace(settled=False, error=self._error(f"cannot be read: {_say(error)}"))
+        identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+        settled = now - info.st_ctime_ns > SETTLED_AFTER
+        if raw == last.raw and last.error is None:
+            return last._replace(identity=identity, settled=settled)
+        try:
+            state = self._parse(raw, info, last.state.revision + 1)
+        except (ValueError, TypeError) as error:
+            return _Look(identity, settled, None, last.state, self._error(str(error)))
+        return _Look(identity, settled, raw, state)
+
+    def _contents(self) -> tuple[bytes, os.stat_result]:
+        descriptor = os.open(self.file_path, _READ_FLAGS)
+        with open(descriptor, "rb") as file:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError(None, f"it is {_kind(info.st_mode)}, not a regular file")
+            raw = file.read(SIZE_LIMIT + 1)
+        if len(raw) > SIZE_LIMIT:
+            raise OSError(None, f"it has more than {SIZE_LIMIT} bytes")
+        return raw, info
+
+    def _parse(self, raw: bytes, info: os.stat_result, revision: int) -> MaintenanceState:
+        text = raw.decode("utf-8").strip() if b"\0" not in raw else None
+        if not text:
+            raise ValueError("it is empty or binary; write 1, 0, read_only or a document")
+        if text.startswith("{"):
+            return MaintenanceState.from_json(text)
+        mode = mode_of_word(text)
+        since = datetime.fromtimestamp(info.st_mtime, UTC)
+        return MaintenanceState(revision=revision, switch=None if mode is None else Switch(since=since, mode=mode))
+
+    # Writing
+
+    def _change(self, edit: Edit) -> MaintenanceState:
+        with self._lock:
+            look = self._read()
+            if look.error is not None:
+                raise self._error(f"{look.error.reason}. It was not overwritten: mend it, or delete it to start anew")
+            state = edit(look.state)
+            if state is not look.state:
+                raw = (state.word or state.to_json()).encode() + b"\n"
+                self._write(raw)
+                self._look = _Look(None, settled=False, raw=raw, state=state)
+            return state
+
+    def _write(self, raw: bytes) -> None:
+        if len(raw) > SIZE_LIMIT:
+            raise self._error(f"the state would have {len(raw)} bytes, at most {SIZE_LIMIT} are allowed")
+        directory, name = os.path.split(self.file_path)
+        temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
+        try:
+            self._fill(temporary, raw)
+            os.replace(temporary, self.file_path)
+            _sync_directory(directory)
+        except OSError as error:
+            raise self._error(f"cannot be written: {_say(error)}") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _fill(self, temporary: str, raw: bytes) -> None:
+        descriptor = os.open(temporary, _CREATE_FLAGS, 0o666)
+        with open(descriptor, "wb") as file:
+            self._keep_owner_and_mode(descriptor)
+            file.write(raw)
+            file.flush()
+            os.fsync(descriptor)
+
+    def _keep_owner_and_mode(self, descriptor: int) -> None:
+        """Give the new file the owner, group and mode of the old one; a first file gets its directory's owner."""
+        try:
+            model, mode = os.stat(self.file_path), True
+        except FileNotFoundError:
+            model, mode = os.stat(os.path.dirname(self.file_path)), False
+        if not hasattr(os, "fchown"):  # pragma: no cover - Windows has neither
+            return
+        for owner in (model.st_uid, -1):
+            try:
+                os.fchown(descriptor, owner, model.st_gid if mode else -1)
+                break
+            except PermissionError:
+                continue
+        if mode:
+            os.fchmod(descriptor, stat.S_IMODE(model.st_mode))
+
+    def _error(self, reason: str) -> BackendError:
+        return BackendError(f"state file {self.file_path}", reason)
+
+
+def _sync_directory(directory: str) -> None:
+    """Make a rename safe on the disk, where the system can."""
+    flag = getattr(os, "O_DIRECTORY", None)
+    if flag is not None:
+        descriptor = os.open(directory, os.O_RDONLY | flag)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _say(error: OSError) -> str:
+    """Tell the reason, and for a permission who was refused."""
+    if error.errno == errno.ELOOP:
+        return "it is a symbolic link; name the file itself"
+    reason = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        with contextlib.suppress(OSError, KeyError):
+            return f"{reason} for user {getpass.getuser()}"
+    return reason

@@ -1,0 +1,111 @@
+"""Reasons to let a request through while it is closed. Asked only when the answer would be a refusal."""
+
+import hmac
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, TypeAlias
+
+from starlette.requests import HTTPConnection, Request
+from starlette.types import Scope
+
+from fastapi_maintenance.settings import MaintenanceSettings
+
+logger = logging.getLogger("fastapi_maintenance")
+
+ExemptHandler: TypeAlias = Callable[[Any], bool | Awaitable[bool]]
+"""Gets the request (for a websocket the connection) without its body; `True` lets it through."""
+
+
+class Exemptions:
+    """All reasons of one gate.
+
+    Args:
+        settings: Paths, networks, the secret, and whether docs are exempt.
+        handler: The user's own reason, sync or async.
+    """
+
+    def __init__(self, settings: MaintenanceSettings, handler: ExemptHandler | None) -> None:
+        if handler is not None and not callable(handler):
+            raise TypeError(f"exempt_handler must be callable, not {type(handler).__name__}")
+        self._docs = settings.exempt_docs
+        self._exact, self._below = _split_paths(settings.exempt_paths)
+        self._networks: tuple[IPv4Network | IPv6Network, ...] = tuple(settings.exempt_ips)
+        secret = settings.bypass_secret
+        self._secret = None if secret is None else secret.get_secret_value().encode()
+        self._header = settings.bypass_header.lower().encode()
+        self._handler = handler
+
+    async def cover(self, scope: Scope, docs: bool) -> bool:  # noqa: FBT001 - what the route is
+        """Tell whether the request is exempt; `docs` says that its route is a documentation endpoint."""
+        return (
+            (docs and self._docs)
+            or self._path(route_path(scope))
+            or self._client(scope.get("client"))
+            or self._bypass(scope["headers"])
+            or (self._handler is not None and await self._ask(self._handler, scope))
+        )
+
+    def _path(self, path: str) -> bool:
+        if path in self._exact:
+            return True
+        # Whatever is served below may resolve dots, so a path that has them is never exempt by its beginning.
+        return any(path == root or path.startswith(f"{root}/") for root in self._below) and not _has_dots(path)
+
+    def _client(self, client: tuple[str, int] | None) -> bool:
+        if not self._networks or not client:
+            return False
+        try:
+            address = ip_address(client[0])
+        except ValueError:
+            return False
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return any(address in network or (mapped is not None and mapped in network) for network in self._networks)
+
+    def _bypass(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        if self._secret is None:
+            return False
+        return any(name == self._header and hmac.compare_digest(value, self._secret) for name, value in headers)
+
+    async def _ask(self, handler: ExemptHandler, scope: Scope) -> bool:
+        try:
+            answer = handler(connection(scope))
+            if inspect.isawaitable(answer):
+                answer = await answer
+        except Exception:
+            logger.exception("exempt_handler %r raised, so it exempts nobody", handler)
+            return False
+        if answer is None or isinstance(answer, bool):
+            return bool(answer)
+        logger.error(
+            "exempt_handler %r gave %r (%s), so it exempts nobody; it must give True or False",
+            handler,
+            answer,
+            type(answer).__name__,
+        )
+        return False
+
+
+def route_path(scope: Scope) -> str:
+    """Give the path that routes are matched with: `path` less `root_path`, on a segment boundary."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and (path == root or path.startswith(f"{root}/")):
+        return path[len(root) :]
+    return path
+
+
+def connection(scope: Scope) -> HTTPConnection:
+    """Give the request, for a websocket the connection, without a way to read its body."""
+    return Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
+
+
+def _split_paths(paths: Iterable[str]) -> tuple[frozenset[str], tuple[str, ...]]:
+    exact = frozenset(path for path in paths if not path.endswith("/*"))
+    below = tuple(path.removesuffix("/*") for path in paths if path.endswith("/*"))
+    return exact, below
+
+
+def _has_dots(path: str) -> bool:
+    return any(segment in {".", ".."} for segment in path.replace("\\", "/").split("/"))

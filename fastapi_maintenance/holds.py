@@ -1,0 +1,310 @@
+"""Holding it closed for the time of a block: `async with maintenance.on()`."""
+
+import inspect
+import logging
+import secrets
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import wraps
+from math import isfinite
+from types import TracebackType
+from typing import ParamSpec, Protocol, TypeVar, get_args
+
+import anyio
+
+from fastapi_maintenance.backends.base import Edit, HoldStore, StateReader, StateStore
+from fastapi_maintenance.errors import BackendError, DrainUnsupported
+from fastapi_maintenance.state import (
+    Hold,
+    MaintenanceState,
+    OnFailure,
+    Switch,
+    checked_message,
+    checked_mode,
+    utcnow,
+)
+
+logger = logging.getLogger("fastapi_maintenance")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LEAVE_TIMEOUT = 10.0
+"""Seconds that ending a hold may take; a store that hangs must not keep the caller for ever."""
+
+_TURN = 0.002
+"""Seconds between two tries to get a turn, across event loops."""
+
+
+class Stored(Protocol):
+    """What a holder needs of the state that stands behind it."""
+
+    @property
+    def backend(self) -> StateReader:
+        """Where the state is kept."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The backend's name for people."""
+        ...
+
+    async def read(self) -> MaintenanceState:
+        """Ask the backend now."""
+        ...
+
+    async def change(self, edit: Edit) -> MaintenanceState:
+        """Change what is stored."""
+        ...
+
+
+class _Nothing:
+    """There is nothing to put back."""
+
+
+_NOTHING = _Nothing()
+
+
+class Holder:
+    """Takes and ends the holds of this process on one backend.
+
+    A backend that can carry holds (`HoldStore`) does so itself. On any other one a hold closes this process; where
+    the store can be written, the first hold also turns its switch on, and the last one puts back what was there.
+
+    Attributes:
+        local: The holds that close this process only.
+    """
+
+    def __init__(self, stored: Stored) -> None:
+        self.local: tuple[Hold, ...] = ()
+        self._stored = stored
+        self._turn = threading.Lock()
+        self._put_back: Switch | _Nothing | None = _NOTHING
+        self._told = False
+
+    async def take(self, hold: Hold) -> None:
+        """Begin `hold`; when this raises, it has not begun."""
+        backend = self._stored.backend
+        if isinstance(backend, HoldStore):
+            await backend.take_hold(hold)
+            await self._stored.read()
+            return
+        self._tell_once()
+        async with self._in_turn():
+            first = not self.local
+            self._keep(hold)
+            if first and isinstance(backend, StateStore):
+                await self._borrow()
+
+    async def end(self, hold: Hold, *, failed: bool) -> None:
+        """End `hold`, or leave it an orphan when its body failed and it says so. Calling it again does nothing."""
+        backend = self._stored.backend
+        if isinstance(backend, HoldStore):
+            await backend.end_hold(hold, failed=failed)
+            await self._stored.read()
+            return
+        async with self._in_turn():
+            if hold not in self.local:
+                return
+            if failed and hold.on_failure == "keep":
+                self._keep(hold.model_copy(update={"phase": "orphan"}))
+                return
+            self.local = tuple(known for known in self.local if known.id != hold.id)
+            if not self.local:
+                await self._give_back()
+
+    async def switch(self, edit: Edit, *, on: bool) -> None:
+        """Turn the switch as an operator asks, and remember what the last hold has to put back."""
+        stores = isinstance(self._stored.backend, StateStore)
+        async with self._in_turn():
+            orphans = [] if on else [hold for hold in self.local if hold.phase == "orphan"]
+            self.local = tuple(hold for hold in self.local if hold not in orphans)
+            if self.local and stores and not on:
+                await self._lend()
+            elif stores or not orphans:
+                await self._stored.change(edit)
+                self._put_back = _NOTHING
+
+    def _keep(self, hold: Hold) -> None:
+        self.local = (*(known for known in self.local if known.id != hold.id), hold)
+
+    # The switch of a store that cannot carry holds
+
+    async def _borrow(self) -> None:
+        """Turn the switch on for the first hold, unless it is fully on already."""
+
+        def lent(state: MaintenanceState) -> MaintenanceState:
+            switch = state.switch
+            if switch is not None and switch.until is None and switch.mode == "full":
+                self._put_back = _NOTHING
+                return state
+            self._put_back = switch
+            return state.switched(utcnow(), on=True)
+
+        await self._stored.read()
+        await self._stored.change(lent)
+
+    async def _lend(self) -> None:
+        """Leave the switch on for the holds that are alive; the last one turns it off."""
+        await self._stored.change(lambda state: state.switched(utcnow(), on=True))
+        self._put_back = None
+
+    async def _give_back(self) -> None:
+        """Put back what the first hold found, unless somebody changed the switch meanwhile."""
+        put_back, self._put_back = self._put_back, _NOTHING
+        if isinstance(put_back, _Nothing):
+            return
+
+        def returned(state: MaintenanceState) -> MaintenanceState:
+            ours = state.switch is not None and state.switch.bare
+            return state.with_given_switch(put_back) if ours else state
+
+        await self._stored.read()
+        await self._stored.change(returned)
+
+    def _tell_once(self) -> None:
+        if self._told:
+            return
+        self._told = True
+        kept = isinstance(self._stored.backend, StateStore)
+        logger.warning(
+            "Holds on %s are counted in this process only; %s",
+            self._stored.name,
+            "a process killed inside one leaves it on" if kept else "other processes stay as they are",
+            extra={"backend": self._stored.name},
+        )
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncGenerator[None]:
+        """Let one task at a time in, of all event loops of this process."""
+        while not self._turn.acquire(blocking=False):  # noqa: ASYNC110 - no event spans event loops
+            await anyio.sleep(_TURN)
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+
+class ActiveHold:
+    """A hold while its block runs.
+
+    Attributes:
+        id: Names it in `status.holds`.
+        lost: Whether the backend can no longer vouch for it. Only a hold that must be renewed can be lost.
+    """
+
+    def __init__(self, hold_id: str) -> None:
+        self.id = hold_id
+        self.lost = False
+        self._lost = anyio.Event()
+
+    def lose(self) -> None:
+        """Say that the backend can no longer vouch for it; in the event loop that entered it."""
+        self.lost = True
+        self._lost.set()
+
+    async def wait_lost(self) -> None:
+        """Wait until the hold is lost."""
+        await self._lost.wait()
+
+
+class HoldContext:
+    """What `maintenance.on()` gives: an async context manager, and a decorator that holds for each call.
+
+    Entered again once it was left, it makes another hold; entered twice at once it is a `RuntimeError`.
+    """
+
+    def __init__(self, holder: Callable[[], Holder], template: Hold) -> None:
+        self._holder = holder
+        self._template = template
+        self._entered: tuple[Holder, Hold] | None = None
+
+    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+        """Hold for the time of each call of an `async def`.
+
+        Raises:
+            TypeError: `function` is not an `async def`.
+        """
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"{getattr(function, '__qualname__', function)!r} is not an async def, so it cannot be held closed "
+                "for the time of a call; write `async def`, or use `async with` inside one"
+            )
+
+        @wraps(function)
+        async def held(*args: P.args, **kwargs: P.kwargs) -> R:
+            async with HoldContext(self._holder, self._template):
+                return await function(*args, **kwargs)
+
+        return held
+
+    async def __aenter__(self) -> ActiveHold:
+        """Begin a hold. `BackendError` when it could not be stored; it has not begun then."""
+        if self._entered is not None:
+            raise RuntimeError("this hold is already entered; call on() for each block, holds may overlap")
+        holder = self._holder()
+        hold = self._template.model_copy(update={"id": secrets.token_hex(8), "since": utcnow()})
+        self._entered = (holder, hold)
+        try:
+            await holder.take(hold)
+            return ActiveHold(hold.id)
+        except BaseException:
+            # A cancellation may have come after the hold was stored.
+            self._entered = None
+            await _leave(holder, hold, failed=False, quiet=True)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the hold, whatever happens to this task; an error of the body comes out first."""
+        entered, self._entered = self._entered, None
+        if entered is not None:
+            await _leave(*entered, failed=error is not None, quiet=error is not None)
+
+
+async def _leave(holder: Holder, hold: Hold, *, failed: bool, quiet: bool) -> None:
+    """End `hold` in a shield from cancellation; with `quiet` a failure is logged, so as not to hide another error."""
+    try:
+        with anyio.fail_after(LEAVE_TIMEOUT, shield=True):
+            await holder.end(hold, failed=failed)
+    except (BackendError, TimeoutError) as problem:
+        reason = str(problem) or f"no answer within {LEAVE_TIMEOUT:g} s"
+        logger.error("Hold %s could not be taken back: %s", hold.id, reason, extra={"hold": hold.id, "reason": reason})  # noqa: TRY400 - the reason tells all
+        if not quiet:
+            raise
+
+
+def hold_template(
+    *,
+    message: str | None = None,
+    mode: str = "full",
+    drain: float | None = None,
+    min_workers: int = 1,
+    on_failure: str = "lift",
+    by: str | None = None,
+) -> Hold:
+    """Check the arguments of `on()` and give the hold that each block begins.
+
+    Raises:
+        ValueError: An argument breaks a rule.
+        TypeError: `message` is no string.
+        DrainUnsupported: `drain` is given; no backend of this version can promise it.
+    """
+    if on_failure not in get_args(OnFailure):
+        raise ValueError(f"unknown on_failure {on_failure!r}: use 'lift' or 'keep'")
+    if isinstance(min_workers, bool) or not isinstance(min_workers, int) or min_workers < 0:
+        raise ValueError(f"min_workers must be a whole number, 0 or more, not {min_workers!r}")
+    if drain is not None:
+        if isinstance(drain, bool) or not isinstance(drain, (int, float)) or not isfinite(drain) or drain < 0:
+            raise ValueError(f"drain must be seconds, 0 or more, not {drain!r}")
+        raise DrainUnsupported("this version does not count running requests")
+    return Hold(
+        id="new",
+        since=utcnow(),
+        message=checked_message(message),
+        mode=checked_mode(mode),
+        on_failure="keep" if on_failure == "keep" else "lift",
+        by=by,
+    )

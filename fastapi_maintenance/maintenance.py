@@ -1,0 +1,374 @@
+"""The `Maintenance` object, the default one, and which of them serves a request."""
+
+import inspect
+import logging
+import secrets
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+from fastapi_maintenance.backends import EnvVarBackend
+from fastapi_maintenance.exemptions import ExemptHandler
+from fastapi_maintenance.gate import DECIDED, Gate, current_owner, passing
+from fastapi_maintenance.holds import HoldContext, hold_template
+from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
+from fastapi_maintenance.routing import GatedRoute
+from fastapi_maintenance.settings import (
+    DEFAULT_SCOPE,
+    MaintenanceSettings,
+    backend_from_url,
+    mode_variable,
+)
+from fastapi_maintenance.snapshot import snapshot_of
+from fastapi_maintenance.state import OPEN, MaintenanceState, MaintenanceStatus, Window, planned_window, utcnow
+
+logger = logging.getLogger("fastapi_maintenance")
+
+
+class Maintenance:
+    """The maintenance mode of a service, or of a part of it.
+
+    Args:
+        settings: How it is configured; read from the environment when left out.
+        backend: Where the state is kept; made from `settings.backend` when left out.
+        exempt_handler: Gets the request without its body; `True` lets it through. Sync or async.
+        response_handler: Gets the request, and the status if it takes two arguments; gives the response of a refusal.
+            Sync or async.
+        scope: A name for an independent switch; it changes the variables that are read and where the state is kept.
+
+    Raises:
+        ValueError: The environment, a setting or the scope's name is wrong.
+        TypeError: `backend` is no backend, or a handler cannot be called.
+        BackendError: The backend cannot be made.
+    """
+
+    def __init__(
+        self,
+        settings: MaintenanceSettings | None = None,
+        *,
+        backend: object | None = None,
+        exempt_handler: ExemptHandler | None = None,
+        response_handler: ResponseHandler | None = None,
+        scope: str = DEFAULT_SCOPE,
+    ) -> None:
+        if settings is not None and not isinstance(settings, MaintenanceSettings):
+            raise TypeError(
+                f"settings must be a MaintenanceSettings, not {type(settings).__name__}; a backend goes to backend="
+            )
+        self.scope = scope
+        self.settings = MaintenanceSettings.for_scope(scope) if settings is None else settings
+        self.exempt_handler = exempt_handler
+        self.response_handler = response_handler
+        self.use_backend(backend_from_url(self.settings.backend, scope) if backend is None else backend)
+        self.gate = Gate(self, exempt_handler, response_handler)
+
+    def use_backend(self, backend: object) -> None:
+        """Keep the state in `backend` from now on.
+
+        Raises:
+            TypeError: It is no backend.
+        """
+        self.snapshot = snapshot_of(backend)
+        self.backend = backend
+        if not isinstance(backend, EnvVarBackend):
+            _warn_of_idle_variable(self.scope, backend)
+
+    def __repr__(self) -> str:
+        return f"Maintenance(scope={self.scope!r}, backend={self.snapshot.name})"
+
+    # For applications
+
+    async def guard(self, connection: HTTPConnection) -> None:
+        """Refuse a request while it is closed; a dependency for HTTP and websockets: `Depends(maintenance.guard)`.
+
+        Raises:
+            MaintenanceActive: It is closed.
+        """
+        await self._guard(connection.scope, exempt=False)
+
+    def guard_unless(self, exempt: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        """Give a guard that first solves `Depends(exempt)` and lets the request through when that is true.
+
+        Args:
+            exempt: A dependency. It runs on every request, so it gives a false value rather than raising.
+        """
+
+        async def guard(connection: HTTPConnection, reason: Any = Depends(exempt)) -> None:  # noqa: B008 - FastAPI's way
+            await self._guard(connection.scope, exempt=bool(reason))
+
+        guard.maintenance = self  # type: ignore[attr-defined]
+        return guard
+
+    async def _guard(self, scope: Scope, *, exempt: bool) -> None:
+        stack = scope.get("fastapi_inner_astack")
+        if stack is not None:
+            stack.enter_context(passing(self))
+        refusal = await self.gate.check(scope, scope.get("endpoint"), exempt=exempt)
+        if refusal is not None:
+            prepare_to_raise(refusal, scope)
+            raise refusal
+
+    async def status(self) -> MaintenanceStatus:
+        """Give what is true now; a plain coroutine and a dependency: `Depends(maintenance.status)`."""
+        return await self.gate.status()
+
+    @cached_property
+    def route_class(self) -> type["MaintenanceRoute"]:
+        """A `MaintenanceRoute` that serves this object: `APIRouter(route_class=maintenance.route_class)`."""
+        bound = self.gate
+
+        class BoundMaintenanceRoute(MaintenanceRoute):
+            async def gate(self, scope: Scope) -> Gate:  # noqa: ARG002 - bound
+                return bound
+
+        return BoundMaintenanceRoute
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:  # noqa: ARG002 - what FastAPI passes
+        """Ask the backend before the first request, and listen to one that tells of changes. Optional.
+
+        `FastAPI(lifespan=maintenance.lifespan)`, or `async with maintenance.lifespan(app):` inside one of your own.
+        """
+        with passing(self):
+            await self.snapshot.first_look(self.settings.read_timeout)
+            async with self.snapshot.watching():
+                yield
+
+    # For operators
+
+    async def enable(
+        self,
+        *,
+        message: str | None = None,
+        retry_after: int | None = None,
+        until: datetime | None = None,
+        mode: str = "full",
+        by: str | None = None,
+    ) -> MaintenanceStatus:
+        """Turn the switch on, or say it anew.
+
+        Args:
+            message: What to tell people, at most 2 KiB.
+            retry_after: Whole seconds after which clients may come back, where the end is unknown.
+            until: When it ends by itself, with a time zone.
+            mode: `full` or `read_only`.
+            by: Who did it.
+
+        Returns:
+            The new status.
+
+        Raises:
+            ValueError: An argument breaks a rule.
+            TypeError: An argument has a wrong type.
+            BackendReadOnlyError: The backend can only be read.
+            BackendError: It could not be stored.
+        """
+
+        def on(state: MaintenanceState) -> MaintenanceState:
+            return state.with_switch(utcnow(), message=message, retry_after=retry_after, until=until, mode=mode, by=by)
+
+        on(OPEN)
+        await self.snapshot.holds.switch(on, on=True)
+        return await self.status()
+
+    async def disable(self, *, by: str | None = None) -> MaintenanceStatus:
+        """Turn the switch off and end orphans. Live holds stay; `status.holds` tells who still keeps it closed.
+
+        Args:
+            by: Who did it, for the log.
+
+        Returns:
+            The new status.
+
+        Raises:
+            BackendReadOnlyError: The backend can only be read.
+            BackendError: It could not be stored.
+        """
+        await self.snapshot.holds.switch(MaintenanceState.without_switch, on=False)
+        logger.debug("Maintenance disabled", extra={"scope": self.scope, "by": by})
+        return await self.status()
+
+    async def schedule(
+        self,
+        start: datetime,
+        end: datetime,
+        *,
+        message: str | None = None,
+        mode: str = "full",
+        by: str | None = None,
+    ) -> Window:
+        """Plan a window: closed from `start` (inclusive) to `end` (exclusive).
+
+        Args:
+            start: With a time zone.
+            end: With a time zone, after `start`.
+            message: What to tell people, at most 2 KiB.
+            mode: `full` or `read_only`.
+            by: Who did it.
+
+        Returns:
+            The window; its `id` is for `unschedule`.
+
+        Raises:
+            ValueError: An argument breaks a rule.
+            TypeError: An argument has a wrong type.
+            BackendReadOnlyError: The backend can only be read.
+            BackendError: It could not be stored.
+        """
+        window = planned_window(secrets.token_hex(4), start, end, message=message, mode=mode, by=by)
+        await self.snapshot.change(lambda state: state.with_window(window))
+        return window
+
+    async def unschedule(self, window_id: str) -> MaintenanceStatus:
+        """Drop a planned window, or end one that is running.
+
+        Returns:
+            The new status.
+
+        Raises:
+            LookupError: There is none of this id.
+            BackendReadOnlyError: The backend can only be read.
+            BackendError: It could not be stored.
+        """
+        await self.snapshot.change(lambda state: state.without_window(window_id))
+        return await self.status()
+
+    def on(
+        self,
+        *,
+        message: str | None = None,
+        mode: str = "full",
+        drain: float | None = None,
+        min_workers: int = 1,
+        on_failure: str = "lift",
+        by: str | None = None,
+    ) -> HoldContext:
+        """Keep it closed for the time of a block (`async with`), or of each call of an `async def` (as a decorator).
+
+        Holds overlap: it stays closed until the last one ends, and then is what it was before.
+
+        Args:
+            message: What to tell people, at most 2 KiB.
+            mode: `full` or `read_only`.
+            drain: Seconds to wait until no admitted request is running.
+            min_workers: How many workers a drain must find.
+            on_failure: `lift`: it ends with the block, whatever happens. `keep`: when the block raises, it stays
+                closed until `disable()`.
+            by: Who did it.
+
+        Raises:
+            ValueError: An argument breaks a rule.
+            DrainUnsupported: `drain` is given; no backend of this version can promise it.
+            BackendError: On entering, when it could not be stored; the block has not run then.
+        """
+        template = hold_template(
+            message=message, mode=mode, drain=drain, min_workers=min_workers, on_failure=on_failure, by=by
+        )
+        return HoldContext(lambda: self.snapshot.holds, template)
+
+
+def _warn_of_idle_variable(scope: str, backend: object) -> None:
+    variable = mode_variable(scope)
+    try:
+        idle = EnvVarBackend(variable).peek_state().switch is not None
+    except ValueError:
+        idle = True
+    if idle:
+        logger.warning(
+            "%s is set but closes nothing: the state is kept in %s. Unset it, or use the env backend",
+            variable,
+            type(backend).__name__,
+        )
+
+
+class MaintenanceRoute(GatedRoute):
+    """`APIRouter(route_class=MaintenanceRoute)`: refuses before the body is read and before any dependency runs.
+
+    It serves, the first that exists: what `app.dependency_overrides[get_maintenance]` gives, the object whose gate this
+    request already came through, the object whose guard stands in the app's dependencies, the default object.
+    """
+
+    async def gate(self, scope: Scope) -> Gate:
+        """Give the gate of the object that serves this request."""
+        return (await serving(scope)).gate
+
+
+class _Default:
+    """What stands behind `get_maintenance()`."""
+
+    maintenance: Maintenance | None = None
+    lock = threading.Lock()
+
+
+def get_maintenance() -> Maintenance:
+    """Give the default object, made from the environment at first use; also a dependency, to be overridden in tests.
+
+    Raises:
+        ValueError: The environment is wrong.
+        BackendError: The backend cannot be made.
+    """
+    with _Default.lock:
+        if _Default.maintenance is None:
+            _Default.maintenance = Maintenance()
+        return _Default.maintenance
+
+
+def set_default_backend(backend: object) -> None:
+    """Make the default object keep its state in `backend`."""
+    with _Default.lock:
+        if _Default.maintenance is None:
+            _Default.maintenance = Maintenance(backend=backend)
+        else:
+            _Default.maintenance.use_backend(backend)
+
+
+def current_maintenance() -> Maintenance:
+    """Give the object whose gate the current request or lifespan came through, else the default object."""
+    owner = current_owner()
+    return owner if isinstance(owner, Maintenance) else get_maintenance()
+
+
+async def overridden(app: object) -> Maintenance | None:
+    """Give what `app.dependency_overrides[get_maintenance]` gives, `None` where there is no override.
+
+    Raises:
+        TypeError: It gives no `Maintenance`.
+    """
+    override = getattr(app, "dependency_overrides", {}).get(get_maintenance)
+    if override is None:
+        return None
+    given = override()
+    if inspect.isawaitable(given):
+        given = await given
+    if not isinstance(given, Maintenance):
+        raise TypeError(
+            f"dependency_overrides[get_maintenance] gave a {type(given).__name__}; it must give a Maintenance"
+        )
+    return given
+
+
+async def serving(scope: Scope) -> Maintenance:
+    """Give the object that serves a request at a gate that is bound to none."""
+    app = scope.get("app")
+    given = await overridden(app)
+    if given is not None:
+        return given
+    passed = [owner for owner in scope.get(DECIDED, ()) if isinstance(owner, Maintenance)]
+    return (passed[-1] if passed else None) or _guarding(app) or get_maintenance()
+
+
+def _guarding(app: Any) -> Maintenance | None:
+    """Give the object whose guard stands in the dependencies of `app`."""
+    for depends in getattr(getattr(app, "router", None), "dependencies", ()):
+        dependency = depends.dependency
+        owner = getattr(dependency, "maintenance", None) or getattr(dependency, "__self__", None)
+        if isinstance(owner, Maintenance):
+            return owner
+    return None

@@ -1,0 +1,174 @@
+"""The middleware: the same decision, for what dependency injection cannot reach."""
+
+import copy
+from typing import Any
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fastapi_maintenance.errors import MaintenanceActive, MaintenanceError
+from fastapi_maintenance.exemptions import ExemptHandler
+from fastapi_maintenance.gate import Gate, passing
+from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
+from fastapi_maintenance.refusal import ResponseHandler, answered, deny
+from fastapi_maintenance.routing import ForcedOn, Operation, operation_of, routed
+
+
+class MaintenanceModeMiddleware:
+    """Refuses requests while it is closed, for mounts, static files and plain Starlette routes as well.
+
+    Without `maintenance` and `backend` it serves the default object; handlers given to it replace that object's, for
+    this middleware only. With `backend` it has an object of its own.
+
+    Args:
+        app: The ASGI application.
+        maintenance: The object to serve; nothing else can be given with it.
+        enable_maintenance: `True` or `False` stands in for switch and windows; marks, exemptions and holds stay.
+        backend: Where the state is kept.
+        exempt_handler: Gets the request without its body; `True` lets it through. Sync or async.
+        response_handler: Gets the request, and the status if it takes two arguments; gives the response. Sync or async.
+
+    Raises:
+        TypeError: The arguments do not go together, or one has a wrong type.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        maintenance: Maintenance | None = None,
+        enable_maintenance: bool | None = None,
+        backend: object | None = None,
+        exempt_handler: ExemptHandler | None = None,
+        response_handler: ResponseHandler | None = None,
+    ) -> None:
+        if maintenance is not None and not isinstance(maintenance, Maintenance):
+            raise TypeError(f"maintenance must be a Maintenance, not {type(maintenance).__name__}")
+        others = (enable_maintenance, backend, exempt_handler, response_handler)
+        if maintenance is not None and any(other is not None for other in others):
+            raise TypeError(
+                "maintenance= brings its own backend and handlers; give them to Maintenance(...), or leave it out"
+            )
+        if enable_maintenance is not None and not isinstance(enable_maintenance, bool):
+            raise TypeError(f"enable_maintenance must be True, False or None, not {enable_maintenance!r}")
+        self.app = app
+        self._maintenance = maintenance
+        self._backend = backend
+        self._handlers = (exempt_handler, response_handler)
+        self._enabled = enable_maintenance
+        self._gate: Gate | None = None
+        self._inner = routed(app)
+        self._forced_on = ForcedOn(self._inner) if self._inner is not None else None
+        self._cors: list[CORSMiddleware] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        gate = self._gate if self._maintenance is not None and self._gate is not None else await self._find_gate(scope)
+        known, mode = gate.mode_if_known()
+        with passing(gate.owner):
+            if known and mode is None and not (self._forced_on is not None and self._forced_on.may_match(scope)):
+                gate.admit(scope)
+            else:
+                refusal = await self._check(gate, scope)
+                if refusal is not None:
+                    await self._refuse(refusal, scope, receive, send)
+                    return
+            await self.app(scope, receive, send)
+
+    async def _check(self, gate: Gate, scope: Scope) -> MaintenanceActive | None:
+        router = self._router(scope)
+        operation = Operation(self.app) if router is None else operation_of(router, scope)
+        if operation is None:
+            gate.admit(scope)
+            return None
+        return await gate.check(scope, operation.endpoint, docs=operation.docs, applied=False)
+
+    async def _refuse(self, refusal: MaintenanceActive, scope: Scope, receive: Receive, send: Send) -> None:
+        registered = getattr(self._application(scope), "exception_handlers", {})
+        response = await answered(refusal, registered, scope)
+        if scope["type"] == "websocket":
+            await deny(scope, send, response)
+            return
+        if self._cors is None:
+            self._cors = self._cors_inside(scope)
+        answer: ASGIApp = response
+        for cors in reversed(self._cors):
+            outer = copy.copy(cors)
+            outer.app = answer
+            answer = outer
+        await answer(scope, receive, send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Look at the backend before the first request; a wrong environment stops the start."""
+        try:
+            maintenance = await self._find_maintenance(scope)
+        except (ValueError, TypeError, MaintenanceError) as error:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            return
+        async with maintenance.lifespan():
+            await self.app(scope, receive, send)
+
+    # Which object
+
+    async def _find_maintenance(self, scope: Scope) -> Maintenance:
+        """Give this middleware's own object, else the one that serves this application now."""
+        if self._backend is not None and self._maintenance is None:
+            exempt_handler, response_handler = self._handlers
+            self._maintenance = Maintenance(
+                backend=self._backend, exempt_handler=exempt_handler, response_handler=response_handler
+            )
+        return self._maintenance or await overridden(self._application(scope)) or get_maintenance()
+
+    async def _find_gate(self, scope: Scope) -> Gate:
+        maintenance = await self._find_maintenance(scope)
+        if self._gate is None or self._gate.owner is not maintenance:
+            self._gate = self._gate_for(maintenance)
+        return self._gate
+
+    def _gate_for(self, maintenance: Maintenance) -> Gate:
+        exempt_handler, response_handler = self._handlers
+        if exempt_handler is None and response_handler is None and self._enabled is None:
+            return maintenance.gate
+        return Gate(
+            maintenance,
+            exempt_handler or maintenance.exempt_handler,
+            response_handler or maintenance.response_handler,
+            enabled=self._enabled,
+        )
+
+    # Which application
+
+    def _router(self, scope: Scope) -> Any | None:
+        """Give the application whose routes are behind this middleware, else their router."""
+        app = scope.get("app")
+        if self._inner is None or getattr(app, "router", None) is self._inner:
+            return routed(app)
+        return self._inner
+
+    def _application(self, scope: Scope) -> Any | None:
+        router = self._router(scope)
+        return router if hasattr(router, "exception_handlers") else scope.get("app")
+
+    def _cors_inside(self, scope: Scope) -> list[CORSMiddleware]:
+        """Give the CORS middleware behind this one, outermost first: their headers belong on a refusal, too."""
+        found: list[CORSMiddleware] = []
+        node: Any = self.app
+        while node is not None and node is not self._inner:
+            if isinstance(node, CORSMiddleware):
+                found.append(node)
+            node = getattr(node, "app", None)
+        listed = getattr(node if node is not None else scope.get("app"), "user_middleware", [])
+        if node is None:
+            # A middleware hides what it wraps, so the application's list tells what comes after this one.
+            own = next((i for i, entry in enumerate(listed) if entry.cls is type(self)), -1)
+            listed = listed[own + 1 :]
+            found.clear()
+        return found + [
+            entry.cls(self.app, *entry.args, **entry.kwargs)
+            for entry in listed
+            if isinstance(entry.cls, type) and issubclass(entry.cls, CORSMiddleware)
+        ]

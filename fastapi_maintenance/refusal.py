@@ -1,0 +1,209 @@
+"""What a closed gate answers."""
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import anyio
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Scope, Send
+from starlette.websockets import WebSocket
+
+from fastapi_maintenance.errors import MaintenanceActive
+from fastapi_maintenance.exemptions import connection
+from fastapi_maintenance.settings import MaintenanceSettings
+from fastapi_maintenance.state import MaintenanceStatus
+
+logger = logging.getLogger("fastapi_maintenance")
+
+ResponseHandler: TypeAlias = Callable[..., Response | Awaitable[Response]]
+"""Gets the request, and the status when it has a second positional parameter without a default."""
+
+DENIAL_EXTENSION = "websocket.http.response"
+TRY_AGAIN_LATER = 1013
+"""Close code "Try Again Later" (IANA WebSocket Close Code Number registry)."""
+
+
+class Refusals:
+    """Makes the refusals of one gate.
+
+    Args:
+        settings: Message, `Retry-After` and status code.
+        handler: The user's own answer, sync or async.
+    """
+
+    def __init__(self, settings: MaintenanceSettings, handler: ResponseHandler | None) -> None:
+        if handler is not None and not callable(handler):
+            raise TypeError(f"response_handler must be callable, not {type(handler).__name__}")
+        self._settings = settings
+        self._handler = handler
+        self._takes_status = handler is not None and _takes_two(handler)
+
+    async def make(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> MaintenanceActive:
+        """Make the refusal of one request.
+
+        Args:
+            scope: The ASGI scope.
+            status: The status; where it is not active (a route forced on) the settings fill in.
+            applied: `False` when no code of the application has run yet, `None` when nobody can say.
+        """
+        if not status.active:
+            settings = self._settings
+            status = replace(
+                status,
+                active=True,
+                mode="full",
+                phase="closed",
+                message=settings.message,
+                retry_after=settings.retry_after,
+            )
+        response = await self._ask(self._handler, scope, status) if self._handler is not None else None
+        if response is None:
+            response = self._default(status, applied=applied)
+        if scope.get("method") == "HEAD" and hasattr(response, "body"):
+            response.body = b""
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers.setdefault("Maintenance", status.mode or "full")
+        return MaintenanceActive(status, response, status.message or self._settings.message)
+
+    def _default(self, status: MaintenanceStatus, *, applied: bool | None) -> Response:
+        members: dict[str, object] = {
+            "type": "about:blank",
+            "title": "Service Unavailable",
+            "status": self._settings.status_code,
+            "detail": status.message,
+            "mode": status.mode,
+            "retry_after": status.retry_after,
+            "until": None if status.until is None else status.until.isoformat(),
+        }
+        if applied is not None:
+            members["applied"] = applied
+        headers = {"Vary": "Accept"}
+        if status.retry_after is not None:
+            headers["Retry-After"] = str(status.retry_after)
+        return JSONResponse(members, self._settings.status_code, headers)
+
+    async def _ask(self, handler: ResponseHandler, scope: Scope, status: MaintenanceStatus) -> Response | None:
+        request = connection(scope)
+        try:
+            answer = handler(request, status) if self._takes_status else handler(request)
+            if inspect.isawaitable(answer):
+                answer = await answer
+        except Exception:
+            logger.exception("response_handler %r raised; the built-in answer is sent", handler)
+            return None
+        if isinstance(answer, Response):
+            return answer
+        logger.error(
+            "response_handler %r gave a %s; it must give a Response. The built-in answer is sent",
+            handler,
+            type(answer).__name__,
+        )
+        return None
+
+
+def _takes_two(handler: ResponseHandler) -> bool:
+    """Tell whether the second positional parameter must be given."""
+    try:
+        parameters = inspect.signature(handler).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    return len(positional) > 1 and positional[1].default is inspect.Parameter.empty
+
+
+# Sending
+
+
+def prepare_to_raise(refusal: MaintenanceActive, scope: Scope) -> None:
+    """Make the application answer `refusal` when it is raised, with no wiring by the user.
+
+    A handler that the application registered for `MaintenanceActive` goes first, then one for the status code. The
+    dictionaries are those of its `ExceptionMiddleware`; without one the error renders as any `HTTPException` does.
+    """
+    registered = scope.get("starlette.exception_handlers")
+    if registered is None:
+        return
+    by_class, by_status = registered
+    chosen = by_class.setdefault(MaintenanceActive, render)
+    other = by_status.get(refusal.status_code)
+    if chosen is not render and other is not None and not isinstance(other, _Prefer):
+        by_status[refusal.status_code] = _Prefer(chosen, other)
+
+
+async def render(conn: HTTPConnection, refusal: MaintenanceActive) -> Response | None:
+    """Answer as the refusal says; the exception handler that is used where the application has none."""
+    if isinstance(conn, WebSocket):
+        await deny(conn.scope, conn.send, refusal.response)
+        return None
+    return refusal.response
+
+
+class _Prefer:
+    """An exception handler for a status code that leaves refusals to the one registered for them."""
+
+    def __init__(self, chosen: Any, other: Any) -> None:
+        self._chosen = chosen
+        self._other = other
+
+    async def __call__(self, conn: HTTPConnection, error: Exception) -> Response | None:
+        handler = self._chosen if isinstance(error, MaintenanceActive) else self._other
+        return await _call(handler, conn, error)
+
+
+async def answered(refusal: MaintenanceActive, registered: Mapping[Any, Any], scope: Scope) -> Response:
+    """Give what the application's own handler for `MaintenanceActive`, else for the status code, makes of `refusal`.
+
+    For a gate outside of the application's own exception handling. A handler that raises is logged, and the refusal
+    is answered as it stands.
+    """
+    handler = registered.get(MaintenanceActive) or registered.get(refusal.status_code)
+    if handler is None:
+        return refusal.response
+    try:
+        answer = await _call(handler, connection(scope), refusal)
+    except Exception:
+        logger.exception("exception handler %r raised; the refusal is sent as it stands", handler)
+        return refusal.response
+    return answer if answer is not None else refusal.response
+
+
+async def _call(handler: Any, conn: HTTPConnection, error: Exception) -> Response | None:
+    """Call an exception handler as Starlette does: a sync one in a thread."""
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+        answer: Response | None = await handler(conn, error)
+    else:
+        answer = await run_in_threadpool(handler, conn, error)
+    return answer
+
+
+async def deny(scope: Scope, send: Send, app: ASGIApp) -> None:
+    """Answer a websocket handshake with what `app` (a response) answers to HTTP, or with close 1013.
+
+    One body in one message: some servers lose a streamed denial.
+    """
+    if DENIAL_EXTENSION not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": "maintenance"})
+        return
+    start: Message = {}
+    body = bytearray()
+
+    async def receive() -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError  # pragma: no cover - never reached
+
+    async def collect(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+        else:
+            body.extend(message.get("body", b""))
+
+    await app({**scope, "type": "http", "method": "GET", "extensions": {}}, receive, collect)
+    headers = [(k, v) for k, v in start["headers"] if k.lower() not in {b"content-length", b"transfer-encoding"}]
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": f"{DENIAL_EXTENSION}.start", "status": start["status"], "headers": headers})
+    await send({"type": f"{DENIAL_EXTENSION}.body", "body": bytes(body)})

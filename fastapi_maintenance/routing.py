@@ -1,0 +1,214 @@
+"""Which operation a request is for, which operations are forced on, and the route class.
+
+The only module that reads private names of FastAPI, each with a default, in `_match_leaf` and `_low_priority`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fastapi.routing
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Receive, Scope, Send
+
+from fastapi_maintenance.exemptions import route_path
+from fastapi_maintenance.gate import Gate, passing
+from fastapi_maintenance.marks import Mark, mark_of, marks_set
+from fastapi_maintenance.refusal import prepare_to_raise
+
+_iter_route_contexts = getattr(fastapi.routing, "iter_route_contexts", None)
+"""There from FastAPI 0.137.2."""
+
+_DOCS = ("docs_url", "redoc_url", "openapi_url", "swagger_ui_oauth2_redirect_url")
+_WRAPPERS = 64
+"""Middleware objects to look through; more is a loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What answers a request.
+
+    Attributes:
+        endpoint: The function, or the mounted application; `None` for `app.frontend()`.
+        docs: Whether it is a documentation endpoint of the application that answers.
+    """
+
+    endpoint: object
+    docs: bool = False
+
+
+def routed(app: object) -> Any | None:
+    """Give the application or router that stands behind middleware objects, `None` if it cannot be found."""
+    for _ in range(_WRAPPERS):
+        if app is None or isinstance(getattr(app, "routes", None), list):
+            return app
+        app = getattr(app, "app", None)
+    return None
+
+
+def operation_of(router: Any, scope: Scope) -> Operation | None:
+    """Find the operation that `router` (or an application) runs for `scope`, asking its routes as the router does.
+
+    Returns:
+        `None` where the framework has an answer of its own: 404, 405, a redirect to the path with or without slash.
+    """
+    scope = dict(scope)
+    if isinstance(scope.get("fastapi"), dict):
+        scope["fastapi"] = dict(scope["fastapi"])
+    partly = False
+    for route in router.routes:
+        match, child = route.matches(scope)
+        if match is Match.FULL:
+            return _descend(router, route, child, scope)
+        partly = partly or match is Match.PARTIAL
+    if partly or _redirects(router, scope):
+        return None
+    return next((op for route in _low_priority(router) if (op := _frontend(route, scope))), None)
+
+
+def _descend(router: Any, route: BaseRoute, child: Scope, scope: Scope) -> Operation | None:
+    """Go from a route that matched to the operation: into an included router, a mount, a host."""
+    if "endpoint" not in child:
+        for original, context in _leaves(route):
+            match, found = _match_leaf(original, context, scope)
+            if match is Match.FULL:
+                route, child = original, found
+                break
+    endpoint = child.get("endpoint")
+    inner = None if isinstance(route, APIRoute) else routed(endpoint)
+    if inner is not None:
+        return operation_of(inner, {**scope, **child})
+    return Operation(endpoint, docs=_is_docs(router, route, scope))
+
+
+def _is_docs(app: Any, route: BaseRoute, scope: Scope) -> bool:
+    """Tell whether a plain route of `app` is one of its documentation endpoints; exact, never a prefix."""
+    if type(route) is not Route:
+        return False
+    path = route_path(scope)
+    return any(path == getattr(app, name, None) for name in _DOCS)
+
+
+def _leaves(route: Any) -> Iterator[tuple[BaseRoute, Any]]:
+    """Give each route below an included router with what matches it there; the route itself where it is none."""
+    if _iter_route_contexts is not None:
+        for context in _iter_route_contexts([route]):
+            yield context.original_route, context
+    elif hasattr(route, "effective_route_contexts"):  # FastAPI 0.137.0 and 0.137.1
+        for context in route.effective_route_contexts():
+            yield context.original_route, context
+    else:
+        yield route, route
+
+
+def _match_leaf(original: BaseRoute, context: Any, scope: Scope) -> tuple[Match, Scope]:
+    """Match one route of an included router, honouring a route class with `matches()` of its own."""
+    effective = getattr(context, "_route_context", None)
+    if effective is not None and isinstance(original, APIRoute) and type(original).matches is not APIRoute.matches:
+        given = {**scope.get("fastapi", {}), "effective_route_context": effective}
+        return original.matches({**scope, "fastapi": given})
+    match: tuple[Match, Scope] = context.matches(scope)
+    return match
+
+
+def _low_priority(router: Any) -> Iterator[Any]:
+    """Give the routes that are asked last: `app.frontend()`, of included routers, too."""
+    router = getattr(router, "router", router)
+    yield from getattr(router, "_low_priority_routes", ())
+    for route in router.routes:
+        included = getattr(route, "effective_low_priority_routes", None)
+        if included is not None:
+            yield from included()
+
+
+def _frontend(route: Any, scope: Scope) -> Operation | None:
+    match, child = route.matches(scope)
+    return Operation(child.get("endpoint")) if match is Match.FULL else None
+
+
+def _redirects(router: Any, scope: Scope) -> bool:
+    """Tell whether the router answers with a redirect to the path with or without the last slash."""
+    router = getattr(router, "router", router)
+    path = route_path(scope)
+    if scope["type"] != "http" or path == "/" or not getattr(router, "redirect_slashes", False):
+        return False
+    other = scope["path"].rstrip("/") if path.endswith("/") else scope["path"] + "/"
+    redirected = {**scope, "path": other}
+    return any(route.matches(redirected)[0] is not Match.NONE for route in router.routes)
+
+
+class ForcedOn:
+    """Where an application has operations that are forced on, so that an open gate need not ask all routes.
+
+    Rebuilt when a mark was set or a router has grown or shrunk.
+    """
+
+    def __init__(self, router: Any) -> None:
+        self._router = router
+        self._marks = -1
+        self._routers: list[tuple[list[BaseRoute], int]] = []
+        self._suspects: list[tuple[BaseRoute, Any]] = []
+
+    def may_match(self, scope: Scope) -> bool:
+        """Tell whether `scope` may be for an operation that is forced on; looks at no route while nothing is marked."""
+        if not marks_set():
+            return False
+        if self._marks != marks_set() or any(len(routes) != size for routes, size in self._routers):
+            self._build()
+        if not self._suspects:
+            return False
+        scope = dict(scope)
+        return any(_match_leaf(original, context, scope)[0] is Match.FULL for original, context in self._suspects)
+
+    def _build(self) -> None:
+        self._marks = marks_set()
+        self._routers = []
+        self._suspects = [
+            (route, context) for route, context in self._walk(self._router.routes) if self._holds_one(route, context)
+        ]
+
+    def _walk(self, routes: list[BaseRoute]) -> Iterator[tuple[BaseRoute, Any]]:
+        """Give all routes with what matches them, and remember the lists that may change."""
+        self._remember(routes)
+        for route in routes:
+            yield from _leaves(route)
+
+    def _remember(self, routes: list[BaseRoute]) -> None:
+        self._routers.append((routes, len(routes)))
+        for route in routes:
+            included = getattr(route, "original_router", None)
+            if included is not None:
+                self._remember(included.routes)
+
+    def _holds_one(self, route: BaseRoute, context: Any) -> bool:
+        """Tell whether an operation that is forced on is here, or anywhere below a mount or a host."""
+        endpoint = getattr(context, "endpoint", None) or getattr(route, "app", None)
+        if mark_of(endpoint) is Mark.FORCED_ON:
+            return True
+        inner = None if isinstance(route, APIRoute) else routed(getattr(route, "app", None))
+        if inner is None:
+            return False
+        # All are asked, though one is enough, for all routers below have to be remembered.
+        return sum(self._holds_one(*below) for below in self._walk(inner.routes)) > 0
+
+
+class GatedRoute(APIRoute):
+    """A route that asks its gate before the body is read and before any dependency runs; 405 stays 405."""
+
+    async def gate(self, scope: Scope) -> Gate:
+        """Give the gate of the object that serves this request."""
+        raise NotImplementedError
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or run the operation."""
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        gate = await self.gate(scope)
+        with passing(gate.owner):
+            refusal = await gate.check(scope, self.endpoint, applied=False)
+            if refusal is not None:
+                prepare_to_raise(refusal, scope)
+                raise refusal
+            await super().handle(scope, receive, send)

@@ -1,0 +1,226 @@
+"""What the environment configures, and the one place that turns a backend URL into a backend."""
+
+import importlib
+import json
+import os
+import re
+import threading
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend
+
+PREFIX = "FASTAPI_MAINTENANCE_"
+DEFAULT_SCOPE = "default"
+
+_SCOPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BACKENDS = "env, memory, file:PATH or module:attribute"
+
+
+class MaintenanceSettings(BaseSettings):
+    """How maintenance is configured: `FASTAPI_MAINTENANCE_` and a field's name in upper case is its variable.
+
+    A list is written as JSON or comma-separated. No `.env` file is read unless asked (`_env_file=…`).
+
+    Raises:
+        ValueError: A value is wrong; the error names the variable or the field and says what would be right.
+        TypeError: A keyword is no setting.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    backend: str = "env"
+    """Where the state is kept: `env`, `memory`, `file:PATH` or `module:attribute`."""
+
+    message: str = "Service temporarily unavailable due to maintenance"
+    """What to tell people where the state has no message."""
+
+    retry_after: Annotated[int, Field(ge=1)] | None = 60
+    """Seconds to name in `Retry-After` when the end is unknown; empty or `none`: no header."""
+
+    status_code: int = Field(default=503, ge=400, le=599)
+    """The status of a refusal (RFC 9110 section 15.6.4 says 503)."""
+
+    exempt_paths: Annotated[tuple[str, ...], NoDecode] = ()
+    """Paths that stay open: exact (`/robots.txt`), or with all below them (`/health/*`)."""
+
+    exempt_ips: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = ()
+    """Networks (CIDR) whose clients are let through. Only the connection's own address counts, no forwarded header."""
+
+    exempt_docs: bool = True
+    """Whether the documentation endpoints of the application stay open."""
+
+    bypass_secret: SecretStr | None = None
+    """A request that carries it in `bypass_header` is let through."""
+
+    bypass_header: str = "Maintenance-Bypass"
+    """The header for `bypass_secret`."""
+
+    refresh_interval: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Seconds between two questions to a user's store."""
+
+    on_backend_error: Literal["open", "closed"] = "open"
+    """What to be while nothing is known of the state."""
+
+    read_timeout: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Seconds that a store may take to answer."""
+
+    def __init__(self, **values: Any) -> None:
+        for name in values:
+            if name not in type(self).model_fields and not name.startswith("_"):
+                raise TypeError(f"unknown setting {name!r}: use {', '.join(type(self).model_fields)}")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(_readable(error, values, PREFIX)) from None
+
+    @classmethod
+    def for_scope(cls, scope: str) -> Self:
+        """Read the environment for `scope`: `FASTAPI_MAINTENANCE_<SCOPE>_<FIELD>`, else the plain variable.
+
+        Raises:
+            ValueError: The scope's name or a value is wrong.
+        """
+        if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
+            raise ValueError(f"{scope!r} is no scope name: a letter, then letters, digits, - and _")
+        if scope == DEFAULT_SCOPE:
+            return cls()
+        prefix = scope_prefix(scope)
+        own = EnvSettingsSource(cls, env_prefix=prefix)()
+        try:
+            settings = cls(**own)
+        except ValueError as error:
+            raise ValueError(_named_for_scope(str(error), own, prefix)) from None
+        if "backend" not in own and _is_object_url(settings.backend):
+            raise ValueError(
+                f"{PREFIX}BACKEND={settings.backend} names one object, which scope {scope!r} cannot share: "
+                f"set {prefix}BACKEND as well"
+            )
+        if "backend" not in own and settings.backend.startswith("file:"):
+            return settings.model_copy(update={"backend": f"{settings.backend}.{scope}"})
+        return settings
+
+    @field_validator("exempt_paths", "exempt_ips", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Read a list as JSON or comma-separated."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [item.strip() for item in value.split(",") if item.strip()]
+
+    @field_validator("exempt_paths")
+    @classmethod
+    def _check_paths(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not path.startswith("/") or "*" in path.removesuffix("/*"):
+                raise ValueError(f"{path!r} is no path: write /exact/path, or /path/* for it and all below")
+        return paths
+
+    @field_validator("retry_after", mode="before")
+    @classmethod
+    def _read_none(cls, value: object) -> object:
+        return None if isinstance(value, str) and value.strip().lower() in {"", "none"} else value
+
+    @field_validator("bypass_secret", mode="before")
+    @classmethod
+    def _empty_secret_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("bypass_header")
+    @classmethod
+    def _check_header(cls, name: str) -> str:
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is no header name (RFC 9110 section 5.1)")
+        return name
+
+    @field_validator("backend")
+    @classmethod
+    def _check_backend(cls, url: str) -> str:
+        if url in {"env", "memory"} or (url.startswith("file:") and url != "file:") or _is_object_url(url):
+            return url
+        # A malformed URL may hold a password, so the error does not repeat it.
+        raise ValueError(f"unknown backend: use {_BACKENDS}")
+
+
+def scope_prefix(scope: str) -> str:
+    """Give the prefix of the variables of `scope`."""
+    return PREFIX if scope == DEFAULT_SCOPE else f"{PREFIX}{scope.upper().replace('-', '_')}_"
+
+
+def mode_variable(scope: str) -> str:
+    """Give the variable that is the state of the environment backend of `scope`."""
+    return f"{scope_prefix(scope)}MODE"
+
+
+class _Shared:
+    """Backends made from URLs, so that two objects made from the same environment always agree."""
+
+    backends: dict[tuple[str, str], object] = {}  # noqa: RUF012 - shared on purpose
+    lock = threading.Lock()
+
+
+def backend_from_url(url: str, scope: str) -> object:
+    """Give the backend that `url` names for `scope`, the same object each time.
+
+    Raises:
+        ValueError: The environment's mode is wrong, or the object cannot be imported.
+        BackendError: The backend cannot be made.
+    """
+    if url.startswith("file:"):
+        url = f"file:{os.path.abspath(url.removeprefix('file:'))}"  # noqa: PTH100 - Path would resolve nothing more
+    with _Shared.lock:
+        key = (url, scope)
+        if url == "env" or key not in _Shared.backends:
+            # The environment is checked anew by each object that is made from it.
+            made = _make_backend(url, scope)
+            _Shared.backends.setdefault(key, made)
+        return _Shared.backends[key]
+
+
+def _make_backend(url: str, scope: str) -> object:
+    if url == "env":
+        return EnvVarBackend(mode_variable(scope))
+    if url == "memory":
+        return MemoryBackend()
+    if url.startswith("file:"):
+        return LocalFileBackend(url.removeprefix("file:"))
+    return _imported(url)
+
+
+def _is_object_url(url: str) -> bool:
+    module, _, attribute = url.partition(":")
+    return all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+
+
+def _imported(url: str) -> object:
+    module, _, attribute = url.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"backend {url} cannot be imported: {error}") from error
+    return found() if isinstance(found, type) else found
+
+
+def _readable(error: ValidationError, given: dict[str, Any], prefix: str) -> str:
+    """Say what is wrong, by the name under which the user wrote it: the argument, or the variable."""
+    problems: list[str] = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        field, *rest = (str(part) for part in problem["loc"])
+        name = field if field in given else f"{prefix}{field.upper()}"
+        place = f" (item {rest[0]})" if rest and rest[0].isdigit() else ""
+        problems.append(f"{name}{place}: {problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(problems)
+
+
+def _named_for_scope(message: str, own: dict[str, Any], prefix: str) -> str:
+    """Name the scope's variables in an error that names their fields."""
+    for field in own:
+        message = re.sub(rf"(^|; ){field}\b", rf"\g<1>{prefix}{field.upper()}", message)
+    return message

@@ -1,0 +1,332 @@
+"""What this process knows of one backend: the last known state, how it is refreshed, and its local holds.
+
+One `Snapshot` stands before each backend object, shared by all that use it. A near backend (`StatePeek`) is looked at
+by each request; any other is asked in the background, by one task at a time and with a timeout, so that no request
+but the very first waits for it.
+"""
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import anyio
+from anyio.lowlevel import RunVar
+
+from fastapi_maintenance.backends.base import (
+    BaseStateBackend,
+    Edit,
+    StateFeed,
+    StatePeek,
+    StateReader,
+    StateStore,
+)
+from fastapi_maintenance.errors import BackendError, BackendReadOnlyError
+from fastapi_maintenance.holds import Holder
+from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, Switch, utcnow
+
+logger = logging.getLogger("fastapi_maintenance")
+
+_ATTRIBUTE = "_fastapi_maintenance_snapshot"
+
+FEED_PAUSE = 1.0
+"""Seconds before a feed that ended or failed is asked again."""
+
+
+class FlagStore:
+    """A true/false store (`BaseStateBackend`) seen as a store of states: it carries the switch and nothing else."""
+
+    def __init__(self, backend: BaseStateBackend) -> None:
+        self._backend = backend
+        self._state = OPEN
+
+    def __repr__(self) -> str:
+        return type(self._backend).__name__
+
+    async def read_state(self) -> MaintenanceState:
+        """Ask the store; `TypeError` when it answers anything but true or false."""
+        value: object = await self._backend.get_value()
+        if not isinstance(value, bool):
+            if inspect.iscoroutine(value):
+                value.close()
+            raise TypeError(f"{self!r}.get_value() gave {value!r} ({type(value).__name__}); it must give True or False")
+        if value is (self._state.switch is None):
+            self._state = self._state.switched(utcnow(), on=value)
+        return self._state
+
+    async def change_state(self, edit: Edit) -> MaintenanceState:
+        """Store the switch of `edit(last known state)`; a `BackendError` when it says more than on or off."""
+        state = edit(self._state)
+        if state.word is None:
+            raise BackendError(
+                repr(self),
+                "it stores only true or false: no message, times, mode or windows. "
+                "Leave them out, or use a backend that stores the document (file, memory)",
+            )
+        await self._backend.set_value(state.switch is not None)
+        self._state = state
+        return state
+
+
+class Snapshot:
+    """The last known state of one backend."""
+
+    def __init__(self, backend: StateReader) -> None:
+        self.backend = backend
+        self.contacted = False
+        self._known: MaintenanceState | None = None
+        self._asked_at = -float("inf")
+        self._changes = 0
+        self._failing_since: float | None = None
+        self._flight: RunVar[anyio.Event | None] = RunVar(_ATTRIBUTE, default=None)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.holds = Holder(self)
+        self._merged: tuple[MaintenanceState, tuple[Hold, ...], MaintenanceState] | None = None
+        self._peek = backend.peek_state if isinstance(backend, StatePeek) else None
+
+    @property
+    def stale(self) -> float | None:
+        """For how many seconds the backend could not be asked, `None` when it can."""
+        return None if self._failing_since is None else time.monotonic() - self._failing_since
+
+    @property
+    def name(self) -> str:
+        """The backend's name for people: its class, for a `repr` may show credentials."""
+        return repr(self.backend) if isinstance(self.backend, FlagStore) else type(self.backend).__name__
+
+    @property
+    def near(self) -> bool:
+        """Whether each request looks at the backend itself."""
+        return self._peek is not None
+
+    # Reading
+
+    def look(self, refresh_interval: float, read_timeout: float) -> MaintenanceState | None:
+        """Give the last known state without waiting, `None` while nothing is known.
+
+        A near backend is looked at; another one is asked in the background when `refresh_interval` seconds have
+        passed, with `read_timeout` seconds to answer. Must be called in an event loop.
+        """
+        if self._peek is not None:
+            try:
+                self._known = self._peek()
+            except Exception as error:  # noqa: BLE001 - whatever a user's backend raises
+                self._failed(error)
+            else:
+                if self._failing_since is not None:
+                    self._recovered()
+        elif time.monotonic() - self._asked_at >= refresh_interval:
+            self._refresh(read_timeout)
+        known = self._known
+        return known if known is None or not self.holds.local else self._with_local(known)
+
+    async def first_look(self, read_timeout: float) -> None:
+        """Wait for the first answer of a backend that was never heard, at most `read_timeout` seconds, once."""
+        if self.contacted or self._peek is not None:
+            return
+        landed = self._refresh(read_timeout)
+        with anyio.move_on_after(read_timeout):
+            await landed.wait()
+        self.contacted = True
+
+    def assume(self, state: MaintenanceState) -> MaintenanceState:
+        """Give `state`, which stands in while nothing is known, with the local holds."""
+        return self._with_local(state) if self.holds.local else state
+
+    def _refresh(self, read_timeout: float) -> anyio.Event:
+        """Start asking in the background, unless that is under way in this event loop."""
+        landed = self._flight.get()
+        if landed is None or landed.is_set():
+            landed = anyio.Event()
+            self._flight.set(landed)
+            self._asked_at = time.monotonic()
+            _spawn(_bound(self._ask, landed, read_timeout), self._tasks)
+        return landed
+
+    async def _ask(self, landed: anyio.Event, read_timeout: float) -> None:
+        changes = self._changes
+        try:
+            with anyio.fail_after(read_timeout):
+                state = await self.backend.read_state()
+            if not isinstance(state, MaintenanceState):
+                raise TypeError(f"{self.name}.read_state() gave {type(state).__name__}, not a MaintenanceState")  # noqa: TRY301 - one place handles every failure
+        except TimeoutError:
+            self._failed(TimeoutError(f"no answer within {read_timeout:g} s"))
+        except Exception as error:  # noqa: BLE001 - whatever a user's store raises
+            self._failed(error)
+        else:
+            # An answer that was asked for before a change of our own may be older than the change.
+            if changes == self._changes:
+                self._learn(state)
+        finally:
+            landed.set()
+
+    def _learn(self, state: MaintenanceState) -> None:
+        self._known = state
+        self.contacted = True
+        if self._failing_since is not None:
+            self._recovered()
+
+    def _failed(self, error: Exception) -> None:
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            reason = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
+            believed = "the last known state is kept" if self._known is not None else "no state is known yet"
+            logger.warning(
+                "Maintenance backend %s cannot be read, %s: %s",
+                self.name,
+                believed,
+                reason,
+                extra={"backend": self.name, "reason": reason},
+            )
+
+    def _recovered(self) -> None:
+        seconds = self.stale or 0.0
+        self._failing_since = None
+        logger.info(
+            "Maintenance backend %s can be read again after %.1f s",
+            self.name,
+            seconds,
+            extra={"backend": self.name, "seconds": seconds},
+        )
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncGenerator[None]:
+        """Listen to a backend that tells of changes by itself, until the end of the block."""
+        if not isinstance(self.backend, StateFeed):
+            yield
+            return
+        scope = anyio.CancelScope()
+        _spawn(_bound(self._watch, self.backend, scope), self._tasks)
+        try:
+            yield
+        finally:
+            scope.cancel()
+
+    async def _watch(self, feed: StateFeed, scope: anyio.CancelScope) -> None:
+        with scope:
+            while True:
+                try:
+                    async for state in feed.watch_state():
+                        self._learn(state)
+                except Exception as error:  # noqa: BLE001 - whatever a user's feed raises
+                    self._failed(error)
+                await anyio.sleep(FEED_PAUSE)
+
+    async def read(self) -> MaintenanceState:
+        """Ask the backend now; for changes, not for requests.
+
+        Raises:
+            BackendError: It cannot be read.
+        """
+        try:
+            state = await self.backend.read_state()
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(self.name, f"cannot be read: {type(error).__name__}: {error}") from error
+        self._learn(state)
+        return state
+
+    # Writing
+
+    async def change(self, edit: Edit) -> MaintenanceState:
+        """Change what is stored; this process sees it at once.
+
+        Raises:
+            BackendReadOnlyError: The backend can only be read.
+            BackendError: It could not be stored.
+        Exception: Whatever `edit` raised.
+        """
+        if not isinstance(self.backend, StateStore):
+            raise BackendReadOnlyError(
+                self.name,
+                "it can only be read; change the state where it comes from, or use a backend that can be written",
+            )
+        refused: list[Exception] = []
+
+        def apply(state: MaintenanceState) -> MaintenanceState:
+            try:
+                return edit(state.without_past(utcnow()))
+            except Exception as error:
+                refused.append(error)
+                raise
+
+        try:
+            state = await self.backend.change_state(apply)
+        except Exception as error:
+            if isinstance(error, BackendError) or error in refused:
+                raise
+            raise BackendError(self.name, f"cannot be written: {type(error).__name__}: {error}") from error
+        self._changes += 1
+        self._learn(state)
+        return state
+
+    def _with_local(self, known: MaintenanceState) -> MaintenanceState:
+        """Give `known` with the local holds: the same object while neither changed."""
+        merged = self._merged
+        if merged is None or merged[0] is not known or merged[1] is not self.holds.local:
+            state = known.model_copy(update={"holds": (*known.holds, *self.holds.local)})
+            self._merged = merged = (known, self.holds.local, state)
+        return merged[2]
+
+
+def snapshot_of(backend: object) -> Snapshot:
+    """Give the snapshot that stands before `backend`, the same one for everybody who uses this object.
+
+    Raises:
+        TypeError: `backend` is no backend.
+    """
+    known = getattr(backend, _ATTRIBUTE, None)
+    if isinstance(known, Snapshot):
+        return known
+    if isinstance(backend, type):
+        raise TypeError(f"backend is the class {backend.__name__}; give an object of it: {backend.__name__}(...)")
+    if isinstance(backend, StateReader):
+        snapshot = Snapshot(backend)
+    elif isinstance(backend, BaseStateBackend):
+        snapshot = Snapshot(FlagStore(backend))
+    else:
+        raise TypeError(
+            f"{type(backend).__name__} is no backend: give EnvVarBackend, LocalFileBackend, MemoryBackend, a subclass "
+            "of BaseStateBackend, or an object with `async def read_state()` (and `change_state()` to be written)"
+        )
+    try:
+        setattr(backend, _ATTRIBUTE, snapshot)
+    except AttributeError:
+        logger.debug("%s takes no attributes, so each Maintenance looks at it by itself", type(backend).__name__)
+    return snapshot
+
+
+def assumed(when_unknown: str, now: datetime) -> MaintenanceState:
+    """Give the state to go by while nothing is known: `open`, or `closed`."""
+    return OPEN if when_unknown == "open" else OPEN.model_copy(update={"switch": Switch(since=now)})
+
+
+def _spawn(function: Callable[[], Coroutine[Any, Any, None]], alive: set[asyncio.Task[None]]) -> None:
+    """Run `function` in the background of this event loop, asyncio's or trio's, outside of any request's context.
+
+    `alive` holds the task while it runs, which an asyncio loop itself does not.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio  # noqa: PLC0415 - only where trio runs already
+
+        trio.lowlevel.spawn_system_task(function)
+    else:
+        task = loop.create_task(function(), context=contextvars.Context())
+        alive.add(task)
+        task.add_done_callback(alive.discard)
+
+
+def _bound(function: Callable[..., Awaitable[None]], *args: object) -> Callable[[], Coroutine[Any, Any, None]]:
+    async def call() -> None:
+        await function(*args)
+
+    return call

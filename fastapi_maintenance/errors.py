@@ -1,6 +1,7 @@
 """Every exception of the package, made from data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fastapi import HTTPException
 from starlette.responses import Response
@@ -10,6 +11,10 @@ from fastapi_maintenance.state import MaintenanceStatus
 
 class MaintenanceError(Exception):
     """The base of all errors of this package, except wrong arguments (`ValueError`, `TypeError`)."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Copy and pickle it as it is: the data it was made from is in its attributes, not in `args`."""
+        return _unmade, (type(self), *self.args), self.__dict__
 
 
 class MaintenanceActive(MaintenanceError, HTTPException):
@@ -115,3 +120,7 @@ class DrainUnsupported(MaintenanceError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"drain= cannot be promised: {reason}; leave drain= out, or use a backend that can")
         self.reason = reason
+
+
+def _unmade(kind: type[MaintenanceError], *args: object) -> MaintenanceError:
+    return kind.__new__(kind, *args)

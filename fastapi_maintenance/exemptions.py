@@ -51,7 +51,7 @@ class Exemptions:
         if path in self._exact:
             return True
         # Whatever is served below may resolve dots, so a path that has them is never exempt by its beginning.
-        return any(path == root or path.startswith(f"{root}/") for root in self._below) and not _has_dots(path)
+        return any(path == root or path.startswith(f"{root}/") for root in self._below) and _is_plain(path)
 
     def _client(self, client: tuple[str, int] | None) -> bool:
         if not self._networks or not client:
@@ -107,5 +107,5 @@ def _split_paths(paths: Iterable[str]) -> tuple[frozenset[str], tuple[str, ...]]
     return exact, below
 
 
-def _has_dots(path: str) -> bool:
-    return any(segment in {".", ".."} for segment in path.replace("\\", "/").split("/"))
+def _is_plain(path: str) -> bool:
+    return "\\" not in path and not any(segment in {".", ".."} for segment in path.split("/"))

@@ -27,25 +27,25 @@ _KINDS: dict[str, Callable[..., object]] = {
 }
 
 
-def configure_backend(kind: str, **options: Any) -> None:
+def configure_backend(backend_type: str, **options: Any) -> None:
     """Set the backend of the default object.
 
     Args:
-        kind: `env`, `file` or `memory`.
+        backend_type: `env`, `file` or `memory`.
         **options: What the backend takes: `var_name` for `env`, `file_path` for `file`.
 
     Raises:
-        ValueError: The kind is unknown.
+        ValueError: The backend is unknown.
         TypeError: The backend does not take these options.
         BackendError: The backend cannot be made.
     """
-    if kind not in _KINDS:
-        raise ValueError(f"unknown backend {kind!r}: use one of {', '.join(map(repr, _KINDS))}")
-    make = _KINDS[kind]
+    if backend_type not in _KINDS:
+        raise ValueError(f"unknown backend {backend_type!r}: use one of {', '.join(map(repr, _KINDS))}")
+    make = _KINDS[backend_type]
     try:
         inspect.signature(make).bind(**options)
     except TypeError as error:
-        raise TypeError(f"backend {kind!r} takes {inspect.signature(make)}: {error}") from None
+        raise TypeError(f"backend {backend_type!r} takes {inspect.signature(make)}: {error}") from None
     set_default_backend(make(**options))
 
 

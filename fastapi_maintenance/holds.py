@@ -4,10 +4,10 @@ import inspect
 import logging
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
-from math import isfinite
+from math import inf
 from types import TracebackType
 from typing import ParamSpec, Protocol, TypeVar, get_args
 
@@ -24,6 +24,7 @@ from fastapi_maintenance.state import (
     checked_mode,
     utcnow,
 )
+from fastapi_maintenance.tasks import to_the_end
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -80,37 +81,46 @@ class Holder:
         self.local: tuple[Hold, ...] = ()
         self._stored = stored
         self._turn = threading.Lock()
+        self._edit = threading.Lock()
+        self._borrowed = False
         self._put_back: Switch | _Nothing | None = _NOTHING
         self._told = False
+
+    @property
+    def name(self) -> str:
+        """The backend's name for people."""
+        return self._stored.name
 
     async def take(self, hold: Hold) -> None:
         """Begin `hold`; when this raises, it has not begun."""
         backend = self._stored.backend
         if isinstance(backend, HoldStore):
-            await backend.take_hold(hold)
+            with self._failing_as("begun"):
+                await backend.take_hold(hold)
             await self._stored.read()
             return
         self._tell_once()
         async with self._in_turn():
-            first = not self.local
-            self._keep(hold)
-            if first and isinstance(backend, StateStore):
+            self._replace(hold, hold)
+            if isinstance(backend, StateStore) and not self._borrowed:
                 await self._borrow()
 
     async def end(self, hold: Hold, *, failed: bool) -> None:
         """End `hold`, or leave it an orphan when its body failed and it says so. Calling it again does nothing."""
         backend = self._stored.backend
         if isinstance(backend, HoldStore):
-            await backend.end_hold(hold, failed=failed)
+            with self._failing_as("ended"):
+                await backend.end_hold(hold, failed=failed)
             await self._stored.read()
             return
+        if hold not in self.local:
+            return
+        if failed and hold.on_failure == "keep":
+            self._replace(hold, hold.model_copy(update={"phase": "orphan"}))
+            return
+        # Before its turn: this process opens again even when the store hangs.
+        self._replace(hold)
         async with self._in_turn():
-            if hold not in self.local:
-                return
-            if failed and hold.on_failure == "keep":
-                self._keep(hold.model_copy(update={"phase": "orphan"}))
-                return
-            self.local = tuple(known for known in self.local if known.id != hold.id)
             if not self.local:
                 await self._give_back()
 
@@ -119,31 +129,47 @@ class Holder:
         stores = isinstance(self._stored.backend, StateStore)
         async with self._in_turn():
             orphans = [] if on else [hold for hold in self.local if hold.phase == "orphan"]
-            self.local = tuple(hold for hold in self.local if hold not in orphans)
+            for orphan in orphans:
+                self._replace(orphan)
             if self.local and stores and not on:
                 await self._lend()
             elif stores or not orphans:
                 await self._stored.change(edit)
                 self._put_back = _NOTHING
 
-    def _keep(self, hold: Hold) -> None:
-        self.local = (*(known for known in self.local if known.id != hold.id), hold)
+    def _replace(self, hold: Hold, *by: Hold) -> None:
+        with self._edit:
+            self.local = (*(known for known in self.local if known.id != hold.id), *by)
+
+    @contextmanager
+    def _failing_as(self, what: str) -> Generator[None]:
+        try:
+            yield
+        except BackendError:
+            raise
+        except Exception as error:
+            reason = f"the hold could not be {what}: {type(error).__name__}: {error}"
+            raise BackendError(self.name, reason) from error
 
     # The switch of a store that cannot carry holds
 
     async def _borrow(self) -> None:
         """Turn the switch on for the first hold, unless it is fully on already."""
+        # Something, when the first hold broke off in here and another one came before it was taken back.
+        before = self._put_back
 
         def lent(state: MaintenanceState) -> MaintenanceState:
             switch = state.switch
-            if switch is not None and switch.until is None and switch.mode == "full":
-                self._put_back = _NOTHING
-                return state
-            self._put_back = switch
+            if isinstance(before, _Nothing):
+                if switch is not None and switch.until is None and switch.mode == "full":
+                    self._put_back = _NOTHING
+                    return state
+                self._put_back = switch
             return state.switched(utcnow(), on=True)
 
         await self._stored.read()
         await self._stored.change(lent)
+        self._borrowed = True
 
     async def _lend(self) -> None:
         """Leave the switch on for the holds that are alive; the last one turns it off."""
@@ -152,7 +178,7 @@ class Holder:
 
     async def _give_back(self) -> None:
         """Put back what the first hold found, unless somebody changed the switch meanwhile."""
-        put_back, self._put_back = self._put_back, _NOTHING
+        put_back, self._put_back, self._borrowed = self._put_back, _NOTHING, False
         if isinstance(put_back, _Nothing):
             return
 
@@ -170,9 +196,9 @@ class Holder:
         kept = isinstance(self._stored.backend, StateStore)
         logger.warning(
             "Holds on %s are counted in this process only; %s",
-            self._stored.name,
+            self.name,
             "a process killed inside one leaves it on" if kept else "other processes stay as they are",
-            extra={"backend": self._stored.name},
+            extra={"backend": self.name},
         )
 
     @asynccontextmanager
@@ -265,15 +291,21 @@ class HoldContext:
 
 
 async def _leave(holder: Holder, hold: Hold, *, failed: bool, quiet: bool) -> None:
-    """End `hold` in a shield from cancellation; with `quiet` a failure is logged, so as not to hide another error."""
-    try:
-        with anyio.fail_after(LEAVE_TIMEOUT, shield=True):
-            await holder.end(hold, failed=failed)
-    except (BackendError, TimeoutError) as problem:
-        reason = str(problem) or f"no answer within {LEAVE_TIMEOUT:g} s"
-        logger.error("Hold %s could not be taken back: %s", hold.id, reason, extra={"hold": hold.id, "reason": reason})  # noqa: TRY400 - the reason tells all
-        if not quiet:
-            raise
+    """End `hold`, whatever happens to this task; with `quiet` a failure is logged only, not to hide another error."""
+
+    async def end() -> None:
+        try:
+            with anyio.fail_after(LEAVE_TIMEOUT):
+                await holder.end(hold, failed=failed)
+        except (BackendError, TimeoutError) as problem:
+            slow = BackendError(holder.name, f"no answer within {LEAVE_TIMEOUT:g} s")
+            error = problem if isinstance(problem, BackendError) else slow
+            extra = {"hold": hold.id, "reason": error.reason}
+            logger.error("Hold %s could not be taken back: %s", hold.id, error, extra=extra)  # noqa: TRY400 - the reason tells all
+            if not quiet:
+                raise error from problem.__cause__
+
+    await to_the_end(end)
 
 
 def hold_template(
@@ -297,7 +329,7 @@ def hold_template(
     if isinstance(min_workers, bool) or not isinstance(min_workers, int) or min_workers < 0:
         raise ValueError(f"min_workers must be a whole number, 0 or more, not {min_workers!r}")
     if drain is not None:
-        if isinstance(drain, bool) or not isinstance(drain, (int, float)) or not isfinite(drain) or drain < 0:
+        if isinstance(drain, bool) or not isinstance(drain, (int, float)) or not 0 <= drain < inf:
             raise ValueError(f"drain must be seconds, 0 or more, not {drain!r}")
         raise DrainUnsupported("this version does not count running requests")
     return Hold(
@@ -306,5 +338,5 @@ def hold_template(
         message=checked_message(message),
         mode=checked_mode(mode),
         on_failure="keep" if on_failure == "keep" else "lift",
-        by=by,
+        by=checked_message(by, "by"),
     )

@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
-from fastapi_maintenance.gate import DECIDED, Gate, current_owner, passing
+from fastapi_maintenance.gate import DECIDED, Gate, current_owner, enter, leave, passing
 from fastapi_maintenance.holds import HoldContext, hold_template
 from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
 from fastapi_maintenance.routing import GatedRoute
@@ -77,7 +77,7 @@ class Maintenance:
         """
         self.snapshot = snapshot_of(backend)
         self.backend = backend
-        if not isinstance(backend, EnvVarBackend):
+        if not isinstance(backend, EnvVarBackend) or backend.var_name != mode_variable(self.scope):
             _warn_of_idle_variable(self.scope, backend)
 
     def __repr__(self) -> str:
@@ -103,13 +103,13 @@ class Maintenance:
         async def guard(connection: HTTPConnection, reason: Any = Depends(exempt)) -> None:  # noqa: B008 - FastAPI's way
             await self._guard(connection.scope, exempt=bool(reason))
 
-        guard.maintenance = self  # type: ignore[attr-defined]
+        vars(guard)["maintenance"] = self
         return guard
 
     async def _guard(self, scope: Scope, *, exempt: bool) -> None:
         stack = scope.get("fastapi_inner_astack")
         if stack is not None:
-            stack.enter_context(passing(self))
+            stack.callback(leave, enter(self))
         refusal = await self.gate.check(scope, scope.get("endpoint"), exempt=exempt)
         if refusal is not None:
             prepare_to_raise(refusal, scope)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,11 +58,12 @@ def mark_of(endpoint: object) -> Mark | None:
         mark = getattr(endpoint, _ATTRIBUTE, None)
         if isinstance(mark, Mark):
             return mark
-        inner = getattr(endpoint, "func", None) or getattr(endpoint, "__wrapped__", None)
-        if inner is None:
-            call = getattr(getattr(type(endpoint), "__call__", None), _ATTRIBUTE, None)  # noqa: B004 - its mark
-            return call if isinstance(call, Mark) else None
-        endpoint = inner
+        mark = getattr(getattr(type(endpoint), "__call__", None), _ATTRIBUTE, None)  # noqa: B004 - its mark
+        if isinstance(mark, Mark):
+            return mark
+        endpoint = endpoint.func if isinstance(endpoint, partial) else getattr(endpoint, "__wrapped__", None)
+        if endpoint is None:
+            return None
     return None
 
 

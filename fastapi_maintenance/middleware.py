@@ -8,10 +8,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance.errors import MaintenanceActive, MaintenanceError
 from fastapi_maintenance.exemptions import ExemptHandler
-from fastapi_maintenance.gate import Gate, passing
+from fastapi_maintenance.gate import Gate, enter, leave
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
+from fastapi_maintenance.marks import mark_of, marks_set
 from fastapi_maintenance.refusal import ResponseHandler, answered, deny
-from fastapi_maintenance.routing import ForcedOn, Operation, operation_of, routed
+from fastapi_maintenance.routing import ForcedOn, operation_of, routed
 
 
 class MaintenanceModeMiddleware:
@@ -51,6 +52,9 @@ class MaintenanceModeMiddleware:
             )
         if enable_maintenance is not None and not isinstance(enable_maintenance, bool):
             raise TypeError(f"enable_maintenance must be True, False or None, not {enable_maintenance!r}")
+        for name, handler in (("exempt_handler", exempt_handler), ("response_handler", response_handler)):
+            if handler is not None and not callable(handler):
+                raise TypeError(f"{name} must be callable, not {type(handler).__name__}")
         self.app = app
         self._maintenance = maintenance
         self._backend = backend
@@ -68,8 +72,9 @@ class MaintenanceModeMiddleware:
             return
         gate = self._gate if self._maintenance is not None and self._gate is not None else await self._find_gate(scope)
         known, mode = gate.mode_if_known()
-        with passing(gate.owner):
-            if known and mode is None and not (self._forced_on is not None and self._forced_on.may_match(scope)):
+        token = enter(gate.owner)
+        try:
+            if known and mode is None and not self._may_be_forced_on(scope):
                 gate.admit(scope)
             else:
                 refusal = await self._check(gate, scope)
@@ -77,12 +82,25 @@ class MaintenanceModeMiddleware:
                     await self._refuse(refusal, scope, receive, send)
                     return
             await self.app(scope, receive, send)
+        finally:
+            leave(token)
+
+    def _may_be_forced_on(self, scope: Scope) -> bool:
+        if self._forced_on is None:
+            # A middleware hides what it wraps, so only a request tells which application is behind.
+            router = self._router(scope)
+            if router is None:
+                return marks_set() > 0
+            self._forced_on = ForcedOn(router)
+        return self._forced_on.may_match(scope)
 
     async def _check(self, gate: Gate, scope: Scope) -> MaintenanceActive | None:
         router = self._router(scope)
-        operation = Operation(self.app) if router is None else operation_of(router, scope)
+        if router is None:
+            return await gate.check(scope, self.app if mark_of(self.app) else scope.get("endpoint"), applied=False)
+        operation = operation_of(router, scope)
         if operation is None:
-            gate.admit(scope)
+            # Not noted as decided: where this middleware was mistaken, another gate is to ask.
             return None
         return await gate.check(scope, operation.endpoint, docs=operation.docs, applied=False)
 
@@ -145,9 +163,10 @@ class MaintenanceModeMiddleware:
     def _router(self, scope: Scope) -> Any | None:
         """Give the application whose routes are behind this middleware, else their router."""
         app = scope.get("app")
-        if self._inner is None or getattr(app, "router", None) is self._inner:
-            return routed(app)
-        return self._inner
+        if self._inner is None:
+            # Below a mount or in a route, "app" is what is around this middleware.
+            return app if routed(scope.get("endpoint", app)) is app else None
+        return app if getattr(app, "router", None) is self._inner else self._inner
 
     def _application(self, scope: Scope) -> Any | None:
         router = self._router(scope)
@@ -164,9 +183,9 @@ class MaintenanceModeMiddleware:
         listed = getattr(node if node is not None else scope.get("app"), "user_middleware", [])
         if node is None:
             # A middleware hides what it wraps, so the application's list tells what comes after this one.
-            own = next((i for i, entry in enumerate(listed) if entry.cls is type(self)), -1)
+            own = next((i for i, entry in enumerate(listed) if entry.cls is type(self)), len(listed))
             listed = listed[own + 1 :]
-            found.clear()
+            found = [] if listed else found
         return found + [
             entry.cls(self.app, *entry.args, **entry.kwargs)
             for entry in listed

@@ -64,8 +64,8 @@ class Refusals:
         response = await self._ask(self._handler, scope, status) if self._handler is not None else None
         if response is None:
             response = self._default(status, applied=applied)
-        if scope.get("method") == "HEAD" and hasattr(response, "body"):
-            response.body = b""
+        if scope.get("method") == "HEAD":
+            response = _without_body(response)
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.setdefault("Maintenance", status.mode or "full")
         return MaintenanceActive(status, response, status.message or self._settings.message)
@@ -106,6 +106,13 @@ class Refusals:
         return None
 
 
+def _without_body(response: Response) -> Response:
+    """Give the same headers without the body; `response` stays, for a handler may give one object many times."""
+    bare = Response(status_code=response.status_code, background=response.background)
+    bare.raw_headers = list(response.raw_headers)
+    return bare
+
+
 def _takes_two(handler: ResponseHandler) -> bool:
     """Tell whether the second positional parameter must be given."""
     try:
@@ -130,9 +137,11 @@ def prepare_to_raise(refusal: MaintenanceActive, scope: Scope) -> None:
         return
     by_class, by_status = registered
     chosen = by_class.setdefault(MaintenanceActive, render)
+    if chosen is not render and not isinstance(chosen, _Refusing):
+        by_class[MaintenanceActive] = chosen = _Refusing(chosen, chosen)
     other = by_status.get(refusal.status_code)
-    if chosen is not render and other is not None and not isinstance(other, _Prefer):
-        by_status[refusal.status_code] = _Prefer(chosen, other)
+    if other is not None and not isinstance(other, _Refusing):
+        by_status[refusal.status_code] = _Refusing(other if chosen is render else chosen, other)
 
 
 async def render(conn: HTTPConnection, refusal: MaintenanceActive) -> Response | None:
@@ -143,33 +152,49 @@ async def render(conn: HTTPConnection, refusal: MaintenanceActive) -> Response |
     return refusal.response
 
 
-class _Prefer:
-    """An exception handler for a status code that leaves refusals to the one registered for them."""
+class _Refusing:
+    """Has the exception handler `chosen` answer refusals, over websockets too, and leaves other errors to `other`."""
 
     def __init__(self, chosen: Any, other: Any) -> None:
         self._chosen = chosen
         self._other = other
 
     async def __call__(self, conn: HTTPConnection, error: Exception) -> Response | None:
-        handler = self._chosen if isinstance(error, MaintenanceActive) else self._other
-        return await _call(handler, conn, error)
+        if not isinstance(error, MaintenanceActive):
+            return await _call(self._other, conn, error)
+        answer = await _asked(self._chosen, conn, error)
+        if not isinstance(conn, WebSocket):
+            return answer or error.response
+        if answer is not None:
+            await deny(conn.scope, conn.send, answer)
+        return None
 
 
 async def answered(refusal: MaintenanceActive, registered: Mapping[Any, Any], scope: Scope) -> Response:
     """Give what the application's own handler for `MaintenanceActive`, else for the status code, makes of `refusal`.
 
-    For a gate outside of the application's own exception handling. A handler that raises is logged, and the refusal
-    is answered as it stands.
+    For a gate outside of the application's own exception handling.
     """
     handler = registered.get(MaintenanceActive) or registered.get(refusal.status_code)
-    if handler is None:
-        return refusal.response
+    answer = None if handler is None else await _asked(handler, connection(scope), refusal)
+    return answer or refusal.response
+
+
+async def _asked(handler: Any, conn: HTTPConnection, refusal: MaintenanceActive) -> Response | None:
+    """Give what an exception handler answers, `None` for nothing; one that raises or gives nonsense is logged."""
     try:
-        answer = await _call(handler, connection(scope), refusal)
+        answer = await _call(handler, conn, refusal)
     except Exception:
         logger.exception("exception handler %r raised; the refusal is sent as it stands", handler)
         return refusal.response
-    return answer if answer is not None else refusal.response
+    if answer is None or isinstance(answer, Response):
+        return answer
+    logger.error(
+        "exception handler %r gave a %s, not a Response; the refusal is sent as it stands",
+        handler,
+        type(answer).__name__,
+    )
+    return refusal.response
 
 
 async def _call(handler: Any, conn: HTTPConnection, error: Exception) -> Response | None:

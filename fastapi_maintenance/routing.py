@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 from fastapi_maintenance.exemptions import route_path
-from fastapi_maintenance.gate import Gate, passing
+from fastapi_maintenance.gate import Gate, enter, leave
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
 from fastapi_maintenance.refusal import prepare_to_raise
 
@@ -53,9 +53,7 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
     Returns:
         `None` where the framework has an answer of its own: 404, 405, a redirect to the path with or without slash.
     """
-    scope = dict(scope)
-    if isinstance(scope.get("fastapi"), dict):
-        scope["fastapi"] = dict(scope["fastapi"])
+    scope = _seen_by(router, scope)
     partly = False
     for route in router.routes:
         match, child = route.matches(scope)
@@ -65,6 +63,17 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
     if partly or _redirects(router, scope):
         return None
     return next((op for route in _low_priority(router) if (op := _frontend(route, scope))), None)
+
+
+def _seen_by(router: Any, scope: Scope) -> Scope:
+    """Give a copy of `scope` as the routes of `router` see it: an application puts its `root_path` there."""
+    scope = dict(scope)
+    if isinstance(scope.get("fastapi"), dict):
+        scope["fastapi"] = dict(scope["fastapi"])
+    root_path = getattr(router, "root_path", "")
+    if root_path and scope.get("app") is not router:
+        scope["root_path"] = root_path
+    return scope
 
 
 def _descend(router: Any, route: BaseRoute, child: Scope, scope: Scope) -> Operation | None:
@@ -95,16 +104,16 @@ def _leaves(route: Any) -> Iterator[tuple[BaseRoute, Any]]:
     if _iter_route_contexts is not None:
         for context in _iter_route_contexts([route]):
             yield context.original_route, context
-    elif hasattr(route, "effective_route_contexts"):  # FastAPI 0.137.0 and 0.137.1
+    elif hasattr(route, "effective_route_contexts"):  # pragma: no cover - FastAPI 0.137.0 and 0.137.1
         for context in route.effective_route_contexts():
             yield context.original_route, context
-    else:
+    else:  # pragma: no cover - before FastAPI 0.137
         yield route, route
 
 
 def _match_leaf(original: BaseRoute, context: Any, scope: Scope) -> tuple[Match, Scope]:
     """Match one route of an included router, honouring a route class with `matches()` of its own."""
-    effective = getattr(context, "_route_context", None)
+    effective = getattr(context, "_route_context", None if context is original else context)
     if effective is not None and isinstance(original, APIRoute) and type(original).matches is not APIRoute.matches:
         given = {**scope.get("fastapi", {}), "effective_route_context": effective}
         return original.matches({**scope, "fastapi": given})
@@ -158,14 +167,14 @@ class ForcedOn:
             self._build()
         if not self._suspects:
             return False
-        scope = dict(scope)
+        scope = _seen_by(self._router, scope)
         return any(_match_leaf(original, context, scope)[0] is Match.FULL for original, context in self._suspects)
 
     def _build(self) -> None:
         self._marks = marks_set()
         self._routers = []
         self._suspects = [
-            (route, context) for route, context in self._walk(self._router.routes) if self._holds_one(route, context)
+            (route, context) for route, context in self._walk(self._router.routes) if self._holds_one(route)
         ]
 
     def _walk(self, routes: list[BaseRoute]) -> Iterator[tuple[BaseRoute, Any]]:
@@ -181,16 +190,16 @@ class ForcedOn:
             if included is not None:
                 self._remember(included.routes)
 
-    def _holds_one(self, route: BaseRoute, context: Any) -> bool:
+    def _holds_one(self, route: BaseRoute) -> bool:
         """Tell whether an operation that is forced on is here, or anywhere below a mount or a host."""
-        endpoint = getattr(context, "endpoint", None) or getattr(route, "app", None)
+        endpoint = getattr(route, "endpoint", None) or getattr(route, "app", None)
         if mark_of(endpoint) is Mark.FORCED_ON:
             return True
         inner = None if isinstance(route, APIRoute) else routed(getattr(route, "app", None))
         if inner is None:
             return False
         # All are asked, though one is enough, for all routers below have to be remembered.
-        return sum(self._holds_one(*below) for below in self._walk(inner.routes)) > 0
+        return sum(self._holds_one(below) for below, _ in self._walk(inner.routes)) > 0
 
 
 class GatedRoute(APIRoute):
@@ -206,9 +215,12 @@ class GatedRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         gate = await self.gate(scope)
-        with passing(gate.owner):
+        token = enter(gate.owner)
+        try:
             refusal = await gate.check(scope, self.endpoint, applied=False)
             if refusal is not None:
                 prepare_to_raise(refusal, scope)
                 raise refusal
             await super().handle(scope, receive, send)
+        finally:
+            leave(token)

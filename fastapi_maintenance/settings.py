@@ -1,23 +1,39 @@
 """What the environment configures, and the one place that turns a backend URL into a backend."""
 
 import importlib
+import inspect
 import json
 import os
 import re
 import threading
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend
+from fastapi_maintenance.state import checked_message
 
 PREFIX = "FASTAPI_MAINTENANCE_"
 DEFAULT_SCOPE = "default"
 
 _SCOPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_SOURCES = frozenset(name for name in inspect.signature(BaseSettings).parameters if name.startswith("_"))
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BACKENDS = "env, memory, file:PATH or module:attribute"
+
+
+def _network(value: object) -> object:
+    """Read one network; a number would be one to the standard library, too."""
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no network: write it as text")  # noqa: TRY004 - pydantic wants this one
+    try:
+        return ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; write a network like 10.0.0.0/8, or one address") from None
 
 
 class MaintenanceSettings(BaseSettings):
@@ -47,7 +63,7 @@ class MaintenanceSettings(BaseSettings):
     exempt_paths: Annotated[tuple[str, ...], NoDecode] = ()
     """Paths that stay open: exact (`/robots.txt`), or with all below them (`/health/*`)."""
 
-    exempt_ips: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = ()
+    exempt_ips: Annotated[tuple[Annotated[IPvAnyNetwork, BeforeValidator(_network)], ...], NoDecode] = ()
     """Networks (CIDR) whose clients are let through. Only the connection's own address counts, no forwarded header."""
 
     exempt_docs: bool = True
@@ -70,7 +86,7 @@ class MaintenanceSettings(BaseSettings):
 
     def __init__(self, **values: Any) -> None:
         for name in values:
-            if name not in type(self).model_fields and not name.startswith("_"):
+            if name not in type(self).model_fields and name not in _SOURCES:
                 raise TypeError(f"unknown setting {name!r}: use {', '.join(type(self).model_fields)}")
         try:
             super().__init__(**values)
@@ -110,7 +126,10 @@ class MaintenanceSettings(BaseSettings):
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
-            return json.loads(value)
+            try:
+                return json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f'{error}; write JSON like ["a", "b"], or a, b') from None
         return [item.strip() for item in value.split(",") if item.strip()]
 
     @field_validator("exempt_paths")
@@ -126,10 +145,20 @@ class MaintenanceSettings(BaseSettings):
     def _read_none(cls, value: object) -> object:
         return None if isinstance(value, str) and value.strip().lower() in {"", "none"} else value
 
-    @field_validator("bypass_secret", mode="before")
+    @field_validator("message")
     @classmethod
-    def _empty_secret_is_none(cls, value: object) -> object:
-        return None if value == "" else value
+    def _check_message(cls, message: str) -> str:
+        checked_message(message)
+        return message
+
+    @field_validator("bypass_secret")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        """Read an empty secret as none, for an empty header must open nothing."""
+        try:
+            return secret if secret is not None and secret.get_secret_value().encode() else None
+        except UnicodeEncodeError:
+            raise ValueError("it is not valid UTF-8") from None
 
     @field_validator("bypass_header")
     @classmethod
@@ -205,7 +234,10 @@ def _imported(url: str) -> object:
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"backend {url} cannot be imported: {error}") from error
-    return found() if isinstance(found, type) else found
+    try:
+        return found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise ValueError(f"backend {url} cannot be made: {error}; name an object of it instead") from error
 
 
 def _readable(error: ValidationError, given: dict[str, Any], prefix: str) -> str:

@@ -6,9 +6,9 @@ but the very first waits for it.
 """
 
 import asyncio
-import contextvars
 import inspect
 import logging
+import reprlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -29,6 +29,7 @@ from fastapi_maintenance.backends.base import (
 from fastapi_maintenance.errors import BackendError, BackendReadOnlyError
 from fastapi_maintenance.holds import Holder
 from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, Switch, utcnow
+from fastapi_maintenance.tasks import spawn
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -41,20 +42,20 @@ FEED_PAUSE = 1.0
 class FlagStore:
     """A true/false store (`BaseStateBackend`) seen as a store of states: it carries the switch and nothing else."""
 
-    def __init__(self, backend: BaseStateBackend) -> None:
-        self._backend = backend
+    def __init__(self, flag: BaseStateBackend) -> None:
+        self.flag = flag
         self._state = OPEN
 
     def __repr__(self) -> str:
-        return type(self._backend).__name__
+        return type(self.flag).__name__
 
     async def read_state(self) -> MaintenanceState:
         """Ask the store; `TypeError` when it answers anything but true or false."""
-        value: object = await self._backend.get_value()
+        value: object = await self.flag.get_value()
         if not isinstance(value, bool):
             if inspect.iscoroutine(value):
                 value.close()
-            raise TypeError(f"{self!r}.get_value() gave {value!r} ({type(value).__name__}); it must give True or False")
+            raise TypeError(f"{self!r}.get_value() gave {reprlib.repr(value)}; it must give True or False")
         if value is (self._state.switch is None):
             self._state = self._state.switched(utcnow(), on=value)
         return self._state
@@ -68,7 +69,7 @@ class FlagStore:
                 "it stores only true or false: no message, times, mode or windows. "
                 "Leave them out, or use a backend that stores the document (file, memory)",
             )
-        await self._backend.set_value(state.switch is not None)
+        await self.flag.set_value(state.switch is not None)
         self._state = state
         return state
 
@@ -83,6 +84,7 @@ class Snapshot:
         self._asked_at = -float("inf")
         self._changes = 0
         self._failing_since: float | None = None
+        self._feed_fails = False
         self._flight: RunVar[anyio.Event | None] = RunVar(_ATTRIBUTE, default=None)
         self._tasks: set[asyncio.Task[None]] = set()
         self.holds = Holder(self)
@@ -99,6 +101,10 @@ class Snapshot:
         """The backend's name for people: its class, for a `repr` may show credentials."""
         return repr(self.backend) if isinstance(self.backend, FlagStore) else type(self.backend).__name__
 
+    def stands_before(self, backend: object) -> bool:
+        """Whether it was made for this object, and not for one that `backend` copies or wraps."""
+        return self.backend is backend or (isinstance(self.backend, FlagStore) and self.backend.flag is backend)
+
     @property
     def near(self) -> bool:
         """Whether each request looks at the backend itself."""
@@ -114,7 +120,7 @@ class Snapshot:
         """
         if self._peek is not None:
             try:
-                self._known = self._peek()
+                self._known = self._checked(self._peek(), "peek_state")
             except Exception as error:  # noqa: BLE001 - whatever a user's backend raises
                 self._failed(error)
             else:
@@ -130,8 +136,10 @@ class Snapshot:
         if self.contacted or self._peek is not None:
             return
         landed = self._refresh(read_timeout)
-        with anyio.move_on_after(read_timeout):
+        with anyio.move_on_after(read_timeout) as wait:
             await landed.wait()
+        if wait.cancelled_caught:
+            self._failed(_no_answer(read_timeout))
         self.contacted = True
 
     def assume(self, state: MaintenanceState) -> MaintenanceState:
@@ -145,18 +153,19 @@ class Snapshot:
             landed = anyio.Event()
             self._flight.set(landed)
             self._asked_at = time.monotonic()
-            _spawn(_bound(self._ask, landed, read_timeout), self._tasks)
+            spawn(_bound(self._ask, landed, read_timeout), self._tasks)
+        elif time.monotonic() - self._asked_at > read_timeout:
+            # A store that sits in a thread is deaf to its timeout.
+            self._failed(_no_answer(read_timeout))
         return landed
 
     async def _ask(self, landed: anyio.Event, read_timeout: float) -> None:
         changes = self._changes
         try:
             with anyio.fail_after(read_timeout):
-                state = await self.backend.read_state()
-            if not isinstance(state, MaintenanceState):
-                raise TypeError(f"{self.name}.read_state() gave {type(state).__name__}, not a MaintenanceState")  # noqa: TRY301 - one place handles every failure
+                state = self._checked(await self.backend.read_state(), "read_state")
         except TimeoutError:
-            self._failed(TimeoutError(f"no answer within {read_timeout:g} s"))
+            self._failed(_no_answer(read_timeout))
         except Exception as error:  # noqa: BLE001 - whatever a user's store raises
             self._failed(error)
         else:
@@ -165,6 +174,13 @@ class Snapshot:
                 self._learn(state)
         finally:
             landed.set()
+
+    def _checked(self, state: object, source: str) -> MaintenanceState:
+        if isinstance(state, MaintenanceState):
+            return state
+        if inspect.iscoroutine(state):
+            state.close()
+        raise TypeError(f"{self.name}.{source}() gave {type(state).__name__}, not a MaintenanceState")
 
     def _learn(self, state: MaintenanceState) -> None:
         self._known = state
@@ -202,7 +218,7 @@ class Snapshot:
             yield
             return
         scope = anyio.CancelScope()
-        _spawn(_bound(self._watch, self.backend, scope), self._tasks)
+        spawn(_bound(self._watch, self.backend, scope), self._tasks)
         try:
             yield
         finally:
@@ -213,10 +229,31 @@ class Snapshot:
             while True:
                 try:
                     async for state in feed.watch_state():
-                        self._learn(state)
+                        self._hear(state)
                 except Exception as error:  # noqa: BLE001 - whatever a user's feed raises
-                    self._failed(error)
+                    self._heard_wrong(error)
                 await anyio.sleep(FEED_PAUSE)
+
+    def _hear(self, news: object) -> None:
+        try:
+            state = self._checked(news, "watch_state")
+        except TypeError as error:
+            self._heard_wrong(error)
+        else:
+            self._changes += 1
+            self._feed_fails = False
+            self._learn(state)
+
+    def _heard_wrong(self, error: Exception) -> None:
+        if not self._feed_fails:
+            logger.warning(
+                "Maintenance backend %s does not tell of changes now, it is only asked: %s: %s",
+                self.name,
+                type(error).__name__,
+                error,
+                extra={"backend": self.name},
+            )
+        self._feed_fails = True
 
     async def read(self) -> MaintenanceState:
         """Ask the backend now; for changes, not for requests.
@@ -224,13 +261,15 @@ class Snapshot:
         Raises:
             BackendError: It cannot be read.
         """
+        changes = self._changes
         try:
-            state = await self.backend.read_state()
+            state = self._checked(await self.backend.read_state(), "read_state")
         except BackendError:
             raise
         except Exception as error:
             raise BackendError(self.name, f"cannot be read: {type(error).__name__}: {error}") from error
-        self._learn(state)
+        if changes == self._changes:
+            self._learn(state)
         return state
 
     # Writing
@@ -258,7 +297,7 @@ class Snapshot:
                 raise
 
         try:
-            state = await self.backend.change_state(apply)
+            state = self._checked(await self.backend.change_state(apply), "change_state")
         except Exception as error:
             if isinstance(error, BackendError) or error in refused:
                 raise
@@ -283,7 +322,7 @@ def snapshot_of(backend: object) -> Snapshot:
         TypeError: `backend` is no backend.
     """
     known = getattr(backend, _ATTRIBUTE, None)
-    if isinstance(known, Snapshot):
+    if isinstance(known, Snapshot) and known.stands_before(backend):
         return known
     if isinstance(backend, type):
         raise TypeError(f"backend is the class {backend.__name__}; give an object of it: {backend.__name__}(...)")
@@ -298,7 +337,7 @@ def snapshot_of(backend: object) -> Snapshot:
         )
     try:
         setattr(backend, _ATTRIBUTE, snapshot)
-    except AttributeError:
+    except (AttributeError, TypeError):
         logger.debug("%s takes no attributes, so each Maintenance looks at it by itself", type(backend).__name__)
     return snapshot
 
@@ -308,21 +347,8 @@ def assumed(when_unknown: str, now: datetime) -> MaintenanceState:
     return OPEN if when_unknown == "open" else OPEN.model_copy(update={"switch": Switch(since=now)})
 
 
-def _spawn(function: Callable[[], Coroutine[Any, Any, None]], alive: set[asyncio.Task[None]]) -> None:
-    """Run `function` in the background of this event loop, asyncio's or trio's, outside of any request's context.
-
-    `alive` holds the task while it runs, which an asyncio loop itself does not.
-    """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # noqa: PLC0415 - only where trio runs already
-
-        trio.lowlevel.spawn_system_task(function)
-    else:
-        task = loop.create_task(function(), context=contextvars.Context())
-        alive.add(task)
-        task.add_done_callback(alive.discard)
+def _no_answer(read_timeout: float) -> TimeoutError:
+    return TimeoutError(f"no answer within {read_timeout:g} s")
 
 
 def _bound(function: Callable[..., Awaitable[None]], *args: object) -> Callable[[], Coroutine[Any, Any, None]]:

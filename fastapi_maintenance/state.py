@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from math import ceil
 from typing import Annotated, Any, Literal, Self, TypeAlias, cast, get_args
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -67,7 +66,10 @@ def utc(value: datetime, name: str = "time") -> datetime:
         raise ValueError(
             f"{name} has no time zone: {value.isoformat()}; write datetime.now(UTC) + timedelta(...), or add tzinfo"
         )
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{name} lies outside of what UTC can say: {value.isoformat()}") from None
 
 
 def checked_mode(mode: str) -> Mode:
@@ -77,24 +79,24 @@ def checked_mode(mode: str) -> Mode:
     return mode
 
 
-def checked_message(message: str | None) -> str | None:
+def checked_message(message: str | None, name: str = "message") -> str | None:
     """Give `message` back, or an error: at most 2 KiB of text, of the control characters only line feeds and tabs."""
     if message is None:
         return None
     if not isinstance(message, str):
-        raise TypeError(f"message must be a string, not {type(message).__name__}")
+        raise TypeError(f"{name} must be a string, not {type(message).__name__}")
     try:
         size = len(message.encode())
     except UnicodeEncodeError:
         raise ValueError(
-            "message has a lone surrogate, which no answer could carry; decode its source with errors='replace'"
+            f"{name} has a lone surrogate, which no answer could carry; decode its source with errors='replace'"
         ) from None
     if size > MESSAGE_LIMIT:
-        raise ValueError(f"message has {size} bytes, at most {MESSAGE_LIMIT} are allowed")
+        raise ValueError(f"{name} has {size} bytes, at most {MESSAGE_LIMIT} are allowed")
     for position, character in enumerate(message):
         if (character < " " and character not in "\n\t") or "\x7f" <= character <= "\x9f":
             raise ValueError(
-                f"message has the control character {character!r} at {position}; only line feeds and tabs are allowed"
+                f"{name} has the control character {character!r} at {position}; only line feeds and tabs are allowed"
             )
     return message
 
@@ -146,7 +148,7 @@ class Switch(_Part):
     def bare(self) -> bool:
         """Whether it says nothing but "on", so that `1` tells it whole."""
         said = self.model_dump(exclude={"since"}, exclude_none=True)
-        return said == {"mode": "full"}
+        return said == {"mode": "full"} and not self.model_extra
 
 
 class Window(_Part):
@@ -238,9 +240,9 @@ class MaintenanceState(_Part):
         Raises:
             ValueError: It is not JSON, not an object, breaks a rule, or was written by a newer version.
         """
-        document: Any = from_json(raw)
+        document: Any = from_json(raw if isinstance(raw, bytes) else raw.encode(), allow_inf_nan=False)
         if not isinstance(document, dict):
-            raise TypeError(f"the document must be a JSON object, not {type(document).__name__}")
+            raise ValueError(f"the document must be a JSON object, not {type(document).__name__}")  # noqa: TRY004 - a broken document is one kind of error
         version = cast("dict[str, object]", document).get("schema", SCHEMA)
         if isinstance(version, int) and version > SCHEMA:
             raise ValueError(
@@ -292,7 +294,7 @@ class MaintenanceState(_Part):
             return MaintenanceStatus(phase="scheduled" if ahead else "open", next_window=ahead, revision=self.revision)
         until = self._end(causes)
         if until is not None:
-            retry_after = max(1, ceil((until - now).total_seconds()))
+            retry_after = -((now - until) // timedelta(seconds=1))
         elif self.switch in causes and self.switch is not None and self.switch.retry_after is not None:
             retry_after = self.switch.retry_after
         return MaintenanceStatus(
@@ -361,7 +363,7 @@ class MaintenanceState(_Part):
             retry_after=checked_retry_after(retry_after),
             until=until,
             mode=checked_mode(mode),
-            by=by,
+            by=checked_message(by, "by"),
         )
         return self._changed(switch=switch)
 
@@ -403,7 +405,7 @@ class MaintenanceState(_Part):
 
     def without_past(self, now: datetime) -> Self:
         """Forget windows that ended more than a day before `now`; no change of its own."""
-        kept = tuple(window for window in self.windows if window.end > now - FORGET_WINDOW_AFTER)
+        kept = tuple(window for window in self.windows if now - window.end <= FORGET_WINDOW_AFTER)
         return self if len(kept) == len(self.windows) else self.model_copy(update={"windows": kept})
 
 
@@ -423,7 +425,12 @@ def planned_window(
     start, end = utc(start, "start"), utc(end, "end")
     try:
         return Window(
-            id=window_id, start=start, end=end, message=checked_message(message), mode=checked_mode(mode), by=by
+            id=window_id,
+            start=start,
+            end=end,
+            message=checked_message(message),
+            mode=checked_mode(mode),
+            by=checked_message(by, "by"),
         )
     except ValidationError as error:
-        raise ValueError(explain(error)) from None
+        raise ValueError(explain(error).removeprefix("document: ")) from None

@@ -88,7 +88,7 @@ class BaseStateBackend(ABC):
     @staticmethod
     def _bool_to_str(value: bool) -> str:  # noqa: FBT001 - the older package's signature
         """Give `1` or `0`; `ValueError` for anything that is neither true nor false."""
-        if value not in {True, False}:
+        if value not in (True, False):
             raise ValueError(f"state value must be true or false, not {value!r}")
         return str(int(value))
 

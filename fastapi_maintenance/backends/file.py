@@ -17,6 +17,7 @@ import anyio.to_thread
 from fastapi_maintenance.backends.base import BaseStateBackend, Edit
 from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.state import OPEN, MaintenanceState, Switch, mode_of_word, utcnow
+from fastapi_maintenance.tasks import to_the_end
 
 SIZE_LIMIT = 4 * 1024 * 1024
 """Bytes that a state file may have."""
@@ -29,6 +30,9 @@ _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW",
 
 _Identity: TypeAlias = tuple[int, int, int, int, int] | None
 
+_UNSEEN: _Identity = (-1, -1, -1, -1, -1)
+"""What a file is that may be there but cannot be looked at."""
+
 
 class _Look(NamedTuple):
     """What the file was when it was last looked at."""
@@ -37,7 +41,7 @@ class _Look(NamedTuple):
     settled: bool
     raw: bytes | None
     state: MaintenanceState
-    error: BackendError | None = None
+    error: str | None = None
 
 
 class LocalFileBackend(BaseStateBackend):
@@ -70,7 +74,7 @@ class LocalFileBackend(BaseStateBackend):
         if not look.settled or look.identity != self._identify():
             look = self._look = self._read()
         if look.error is not None:
-            raise look.error
+            raise self._error(look.error)
         return look.state
 
     async def read_state(self) -> MaintenanceState:
@@ -83,7 +87,7 @@ class LocalFileBackend(BaseStateBackend):
         Raises:
             BackendError: The file cannot be read (then it is not overwritten) or not be written.
         """
-        return await anyio.to_thread.run_sync(self._change, edit)
+        return await to_the_end(lambda: anyio.to_thread.run_sync(self._change, edit))
 
     async def get_value(self) -> bool:
         """Tell whether maintenance is on now."""
@@ -98,8 +102,10 @@ class LocalFileBackend(BaseStateBackend):
     def _identify(self) -> _Identity:
         try:
             info = os.lstat(self.file_path)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError:
+            return _UNSEEN
         return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
     def _read(self) -> _Look:
@@ -112,7 +118,7 @@ class LocalFileBackend(BaseStateBackend):
             state = last.state if known_missing else MaintenanceState(revision=last.state.revision + 1)
             return _Look(None, settled=True, raw=None, state=state)
         except OSError as error:
-            return last._replace(settled=False, error=self._error(f"cannot be read: {_say(error)}"))
+            return last._replace(settled=False, error=f"cannot be read: {_say(error, self.file_path)}")
         identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         settled = now - info.st_ctime_ns > SETTLED_AFTER
         if raw == last.raw and last.error is None:
@@ -120,15 +126,14 @@ class LocalFileBackend(BaseStateBackend):
         try:
             state = self._parse(raw, info, last.state.revision + 1)
         except (ValueError, TypeError) as error:
-            return _Look(identity, settled, None, last.state, self._error(str(error)))
+            return _Look(identity, settled, None, last.state, str(error))
         return _Look(identity, settled, raw, state)
 
     def _contents(self) -> tuple[bytes, os.stat_result]:
-        descriptor = os.open(self.file_path, _READ_FLAGS)
-        with open(descriptor, "rb") as file:
-            info = os.fstat(descriptor)
+        with open(self.file_path, "rb", opener=lambda path, _: os.open(path, _READ_FLAGS)) as file:
+            info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
-                raise OSError(None, f"it is {_kind(info.st_mode)}, not a regular file")
+                raise OSError(None, "it is a FIFO or a device, not a regular file")
             raw = file.read(SIZE_LIMIT + 1)
         if len(raw) > SIZE_LIMIT:
             raise OSError(None, f"it has more than {SIZE_LIMIT} bytes")
@@ -150,7 +155,7 @@ class LocalFileBackend(BaseStateBackend):
         with self._lock:
             look = self._read()
             if look.error is not None:
-                raise self._error(f"{look.error.reason}. It was not overwritten: mend it, or delete it to start anew")
+                raise self._error(f"{look.error}. It was not overwritten: mend it, or delete it to start anew")
             state = edit(look.state)
             if state is not look.state:
                 raw = (state.word or state.to_json()).encode() + b"\n"
@@ -168,9 +173,9 @@ class LocalFileBackend(BaseStateBackend):
             os.replace(temporary, self.file_path)
             _sync_directory(directory)
         except OSError as error:
-            raise self._error(f"cannot be written: {_say(error)}") from None
+            raise self._error(f"cannot be written: {_say(error, directory)}") from None
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.unlink(temporary)
 
     def _fill(self, temporary: str, raw: bytes) -> None:
@@ -193,7 +198,7 @@ class LocalFileBackend(BaseStateBackend):
             try:
                 os.fchown(descriptor, owner, model.st_gid if mode else -1)
                 break
-            except PermissionError:
+            except OSError:
                 continue
         if mode:
             os.fchmod(descriptor, stat.S_IMODE(model.st_mode))
@@ -203,9 +208,11 @@ class LocalFileBackend(BaseStateBackend):
 
 
 def _sync_directory(directory: str) -> None:
-    """Make a rename safe on the disk, where the system can."""
+    """Make a rename safe on the disk, where the system can; the rename itself cannot fail any more."""
     flag = getattr(os, "O_DIRECTORY", None)
-    if flag is not None:
+    if flag is None:  # pragma: no cover - Windows
+        return
+    with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | flag)
         try:
             os.fsync(descriptor)
@@ -213,17 +220,26 @@ def _sync_directory(directory: str) -> None:
             os.close(descriptor)
 
 
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def _say(error: OSError) -> str:
-    """Tell the reason, and for a permission who was refused."""
+def _say(error: OSError, place: str) -> str:
+    """Tell the reason, who was refused, and the mode of `place`."""
+    if error.errno is None:
+        return str(error.strerror)
     if error.errno == errno.ELOOP:
         return "it is a symbolic link; name the file itself"
-    reason = error.strerror or str(error)
-    if isinstance(error, PermissionError):
-        with contextlib.suppress(OSError, KeyError):
-            return f"{reason} for user {getpass.getuser()}"
-    return reason
+    try:
+        mode = f"{place} has mode {stat.filemode(os.stat(place).st_mode)}"
+    except OSError:
+        mode = f"the mode of {place} cannot be seen"
+    return f"{error.strerror} (user {_user()}; {mode})"
+
+
+def _user() -> str:
+    """Name the user that the system sees; the environment may still name another one."""
+    if not hasattr(os, "geteuid"):  # pragma: no cover - Windows
+        return getpass.getuser()
+    import pwd  # noqa: PLC0415 - not on Windows
+
+    try:
+        return f"{pwd.getpwuid(os.geteuid()).pw_name}, uid {os.geteuid()}"
+    except KeyError:
+        return f"of uid {os.geteuid()}"

@@ -1,0 +1,58 @@
+"""Tasks that do not end with the one that wants them, on asyncio and on trio."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+def spawn(function: Callable[[], Coroutine[Any, Any, None]], alive: set[asyncio.Task[None]]) -> None:
+    """Run `function` in the background of this event loop, outside of any request's context.
+
+    `alive` holds the task while it runs, which an asyncio loop itself does not.
+    """
+    loop = _asyncio_loop()
+    if loop is None:
+        import trio  # noqa: PLC0415 - only where trio runs already
+
+        trio.lowlevel.spawn_system_task(function)
+    else:
+        task = loop.create_task(function(), context=contextvars.Context())
+        alive.add(task)
+        task.add_done_callback(alive.discard)
+
+
+async def to_the_end(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run `function` to its end even when this task is cancelled; the cancellation comes out afterwards.
+
+    A shield of anyio alone does not keep off `task.cancel()`, which `asyncio.timeout` and asyncio's groups use.
+    """
+    loop = _asyncio_loop()
+    result: list[T] = []
+    with anyio.CancelScope(shield=True):
+        result.append(await (function() if loop is None else _in_own_task(loop, function())))
+    return result[0]
+
+
+async def _in_own_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    task = loop.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    return task.result()
+
+
+def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

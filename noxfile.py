@@ -1,0 +1,109 @@
+"""Everything that is checked: `nox` runs it all, `nox -l` lists it. uv is used when it is installed."""
+
+import shutil
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "typing", "tests", "fastapi", "lowest", "examples", "readme", "build"]
+
+ROOT = Path(__file__).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = [c.rsplit(" ")[-1] for c in PROJECT["classifiers"] if c.startswith("Programming Language :: Python :: 3.")]
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+FASTAPI = ["0.118.0", "0.136.3", "0.137.0", "0.137.2", "0.139.0", "0.145.0"]
+"""The releases that changed routing; `tests` has the newest."""
+
+LOWEST = [requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]]
+
+
+def _install(session: nox.Session, *more: str) -> None:
+    groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "tests")
+    session.install("-e", ".[all]", *groups, *more)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Run ruff, as linter and as formatter."""
+    session.install("ruff>=0.14")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Run mypy and pyright, both strict, over the package, the examples and the type tests."""
+    groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "typing")
+    session.install("-e", ".[all]", *groups, "pyright[nodejs]")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run all tests on the newest dependencies; on the newest Python with branch coverage."""
+    _install(session)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session(python=HERE)
+@nox.parametrize("version", FASTAPI)
+def fastapi(session: nox.Session, version: str) -> None:
+    """Run the tests on the FastAPI releases that changed routing."""
+    _install(session, f"fastapi=={version}")
+    session.run("pytest", "-q", *session.posargs)
+
+
+@nox.session(python=HERE)
+def lowest(session: nox.Session) -> None:
+    """Run the tests on the lowest direct dependencies."""
+    _install(session, *LOWEST)
+    session.run("pytest", "-q", *session.posargs)
+
+
+@nox.session(python=HERE)
+def examples(session: nox.Session) -> None:
+    """Run the examples' tests against the built wheel, away from the source tree."""
+    _wheel(session)
+    with tempfile.TemporaryDirectory() as away:
+        for folder in ("examples", "tests"):
+            shutil.copytree(ROOT / folder, Path(away) / folder)
+        session.chdir(away)
+        session.run("pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "tests/test_examples.py")
+
+
+@nox.session(python=HERE)
+def readme(session: nox.Session) -> None:
+    """Run the README's first command as a newcomer does, in an empty directory."""
+    _install(session)
+    session.run("pytest", "-q", "tests/test_readme.py", env={"README_AS_A_NEWCOMER": "1"})
+
+
+@nox.session(python=HERE)
+def build(session: nox.Session) -> None:
+    """Build the package and look at it: metadata, types, what is inside."""
+    _wheel(session)
+    session.install("twine")
+    session.run("twine", "check", "--strict", *map(str, (ROOT / "dist").glob("*")))
+    session.run("python", "-I", "-c", "import fastapi_maintenance as m; print(m.__version__, m.__file__)")
+
+
+def _wheel(session: nox.Session) -> None:
+    """Build sdist and wheel, and install the wheel."""
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", "dist", str(ROOT))
+    groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "tests")
+    session.install(*map(str, (ROOT / "dist").glob("*.whl")), *groups)

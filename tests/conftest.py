@@ -1,0 +1,23 @@
+"""Each test begins with a clean environment and no default object, and async tests run on asyncio and on trio."""
+
+import os
+
+import pytest
+
+from fastapi_maintenance.maintenance import _Default
+from fastapi_maintenance.settings import PREFIX, _Shared
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    """Give the event loops that async tests run on."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(_Default, "maintenance", None)
+    monkeypatch.setattr(_Shared, "backends", {})

@@ -1,0 +1,606 @@
+"""The state file: what stands in it, what is wrong with it, and what a write may never do."""
+
+import errno
+import json
+import logging
+import os
+import pwd
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+
+from fastapi_maintenance import BackendError, Maintenance
+from fastapi_maintenance.backends import LocalFileBackend
+from fastapi_maintenance.backends.file import SIZE_LIMIT
+
+ROOT = Path(__file__).parent.parent
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away and drop to another user")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Give the path of a state file that does not exist yet."""
+    return tmp_path / "state"
+
+
+def names(directory):
+    """List a directory."""
+    return sorted(entry.name for entry in Path(directory).iterdir())
+
+
+def age(path, seconds=10.0):
+    """Wait until the file is old enough not to be read again at each look."""
+    deadline = time.monotonic() + seconds
+    while time.time_ns() - path.lstat().st_ctime_ns < 60_000_000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return path
+
+
+def count_opens(monkeypatch, path):
+    """Count how often the state file is opened."""
+    opened = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda name, *args, **kw: opened.append(name) or real(name, *args, **kw))
+    return lambda: opened.count(str(path))
+
+
+# What stands in it
+
+
+def test_a_missing_file_is_open_and_reading_creates_nothing(path):
+    """No file means open, and a look leaves no file behind."""
+    backend = LocalFileBackend(path)
+    assert backend.peek_state().switch is None
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_missing_directory_is_an_error_at_construction(tmp_path):
+    """The error names the directory that has to be made."""
+    with pytest.raises(BackendError, match=f"the directory {re.escape(str(tmp_path / 'no'))} does not exist"):
+        LocalFileBackend(tmp_path / "no" / "state")
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        *((word, "full") for word in ("1", "true", "T", "yes", "Y", "On", "ON\n", " true \r\n")),
+        *((word, None) for word in ("0", "False", "f", "NO", "n", "oFF\n")),
+        ("read_only\n", "read_only"),
+    ],
+)
+def test_words_written_by_hand_are_the_switch(path, text, mode):
+    """A word in any case, with a newline or blanks around it, is understood; `since` is the file's time."""
+    path.write_text(text, newline="")
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    switch = LocalFileBackend(path).peek_state().switch
+    assert (switch and (switch.mode, switch.since)) == (mode and (mode, datetime.fromtimestamp(1_700_000_000, UTC)))
+
+
+@pytest.mark.anyio
+async def test_plain_states_are_written_as_words_and_richer_ones_as_a_document(path):
+    """`1` and `0` for on and off with nothing else to say, JSON for the rest, and words again afterwards."""
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    written = []
+    for change in (
+        maintenance.enable(),
+        maintenance.disable(),
+        maintenance.enable(message="soon back"),
+        maintenance.enable(),
+    ):
+        await change
+        written.append(path.read_text())
+    assert (written[0], written[1], written[3]) == ("1\n", "0\n", "1\n")
+    assert json.loads(written[2])["switch"]["message"] == "soon back"
+
+
+@pytest.mark.anyio
+async def test_unknown_fields_are_kept(path):
+    """Fields of others survive a change, in the document and in its parts."""
+    path.write_text(
+        '{"schema": 1, "team": "ops", "switch": {"since": "2026-01-01T00:00:00Z", "ticket": 5}, "windows": []}'
+    )
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    await maintenance.schedule(soon, soon + timedelta(hours=1))
+    document = json.loads(path.read_text())
+    assert (document["team"], document["switch"]["ticket"], len(document["windows"])) == ("ops", 5, 1)
+
+
+@pytest.mark.anyio
+async def test_a_hand_written_word_becomes_a_document_when_more_is_said(path):
+    """Planning a window keeps the switch that a shell turned on."""
+    path.write_text("on\n")
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    await maintenance.schedule(soon, soon + timedelta(hours=1))
+    document = json.loads(path.read_text())
+    assert (document["switch"]["mode"], len(document["windows"])) == ("full", 1)
+
+
+@pytest.mark.anyio
+async def test_the_state_survives_a_restart(path):
+    """Another object on the same path knows all that was stored."""
+    await Maintenance(backend=LocalFileBackend(path)).enable(message="moving", mode="read_only")
+    status = await Maintenance(backend=LocalFileBackend(path)).status()
+    assert (status.mode, status.message) == ("read_only", "moving")
+
+
+@pytest.mark.anyio
+async def test_an_edit_that_changes_nothing_writes_nothing(path):
+    """When the edit gives the same state back, there is no new file."""
+    state = await LocalFileBackend(path).change_state(lambda state: state)
+    assert (state.switch, path.exists()) == (None, False)
+
+
+# What is wrong with it
+
+
+def make_socket(path):
+    """Leave a socket at `path`."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.chdir(path.parent)
+        listener.bind(path.name)
+
+
+BROKEN = {
+    "empty": (lambda path: path.write_bytes(b""), "it is empty or binary"),
+    "blank": (lambda path: path.write_bytes(b" \n"), "it is empty or binary"),
+    "cut short": (lambda path: path.write_bytes(b'{"schema": 1, "swi'), "EOF while parsing"),
+    "no JSON": (lambda path: path.write_bytes(b"maintenance please"), "'maintenance please' is not a maintenance mode"),
+    "a list": (lambda path: path.write_bytes(b"[1]"), "is not a maintenance mode"),
+    "a broken rule": (lambda path: path.write_bytes(b'{"switch": {"mode": "full"}}'), "switch.since"),
+    "UTF-16": (lambda path: path.write_bytes("1\n".encode("utf-16")), "it is empty or binary"),
+    "UTF-16 without mark": (lambda path: path.write_bytes("1\n".encode("utf-16-le")), "it is empty or binary"),
+    "Latin-1": (lambda path: path.write_bytes(b"\xe9t\xe9"), "can't decode"),
+    "NUL": (lambda path: path.write_bytes(b"1\0"), "it is empty or binary"),
+    "huge": (lambda path: path.write_bytes(b" " * SIZE_LIMIT + b"1"), "more than 4194304 bytes"),
+    "newer schema": (lambda path: path.write_bytes(b'{"schema": 2}'), "written by a newer version"),
+    "directory": (lambda path: path.mkdir(), "Is a directory"),
+    "FIFO": (os.mkfifo, "it is a FIFO or a device"),
+    "device": (lambda path: None, "it is a FIFO or a device"),
+    "socket": (make_socket, "No such device"),
+    "symlink": (lambda path: path.symlink_to(path.parent / "elsewhere"), "it is a symbolic link"),
+}
+
+
+@pytest.fixture(params=BROKEN)
+def broken(request, path, monkeypatch):
+    """Give a path, what breaks it, and what the error says."""
+    monkeypatch.chdir(path.parent)
+    spoil, said = BROKEN[request.param]
+    if request.param == "device":
+        return Path("/dev/null"), spoil, said
+    (path.parent / "elsewhere").write_text("0\n")
+    return path, spoil, said
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_read_keeps_the_last_known_state(broken, tmp_path, caplog):
+    """A broken file is a failure: the last known state holds, and one warning names path and reason."""
+    caplog.set_level(logging.INFO, "fastapi_maintenance")
+    path, spoil, said = broken
+    backend = LocalFileBackend(tmp_path / "before")
+    maintenance = Maintenance(backend=backend)
+    await maintenance.enable()
+    await maintenance.status()
+    backend.file_path = str(path)
+    spoil(path)
+    seen = [await maintenance.status() for _ in range(3)]
+    assert all(status.active and status.stale is not None for status in seen)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"state file {path}" in caplog.text
+    assert said in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_write_refuses_to_destroy_what_it_cannot_read(broken):
+    """`enable()`, `disable()` and a hold raise, and what stands there stays as it is, with nothing beside it."""
+    path, spoil, _ = broken
+    spoil(path)
+    before = path.lstat()
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    for change in (maintenance.enable, maintenance.disable, maintenance.on().__aenter__):
+        with pytest.raises(BackendError, match=str(path)):
+            await change()
+    after = path.lstat()
+    assert (after.st_ino, after.st_size, after.st_mode) == (before.st_ino, before.st_size, before.st_mode)
+    assert [name for name in names(path.parent) if name.startswith(f".{path.name}.")] == []
+    assert (await maintenance.status()).holds == ()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("when_unknown", ["open", "closed"])
+async def test_a_file_broken_from_the_start_is_what_was_asked_for(path, monkeypatch, when_unknown):
+    """While nothing is known, `on_backend_error` decides."""
+    path.write_bytes(b"")
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_ON_BACKEND_ERROR", when_unknown)
+    status = await Maintenance(backend=LocalFileBackend(path)).status()
+    assert status.active is (when_unknown == "closed")
+
+
+@pytest.mark.anyio
+async def test_a_mended_file_is_read_again(path, caplog):
+    """After the mend the new state holds, and one info tells of the end of the failure."""
+    caplog.set_level(logging.INFO, "fastapi_maintenance")
+    path.write_text("1")
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    await maintenance.status()
+    path.write_text("")
+    await maintenance.status()
+    path.write_text("0")
+    seen = [await maintenance.status() for _ in range(2)]
+    assert [(status.active, status.stale) for status in seen] == [(False, None)] * 2
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+@pytest.mark.anyio
+async def test_a_deleted_file_is_open_again(path):
+    """Deleting the file opens, after a failure, too, and the revision grows."""
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    closed = await maintenance.enable()
+    path.unlink()
+    opened = await maintenance.status()
+    path.write_text("")
+    assert (await maintenance.status()).stale is not None
+    path.unlink()
+    again = await maintenance.status()
+    assert (opened.active, again.active, again.stale) == (False, False, None)
+    assert closed.revision < opened.revision <= again.revision
+
+
+@pytest.mark.parametrize("kind", ["directory", "symlink", "FIFO"])
+def test_looks_at_a_broken_file_hold_no_descriptors(path, kind):
+    """However often it is looked at, no descriptor stays open."""
+    BROKEN[kind][0](path)
+    backend = LocalFileBackend(path)
+    before = len(names("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(BackendError):
+            backend.peek_state()
+    assert len(names("/proc/self/fd")) <= before
+
+
+def test_each_look_at_a_broken_file_raises_a_new_error(path):
+    """The same error raised for ever would grow a traceback with each request."""
+    path.write_text("")
+    backend = LocalFileBackend(age(path))
+    errors = []
+    for _ in range(2):
+        with pytest.raises(BackendError) as caught:
+            backend.peek_state()
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
+
+
+def test_a_directory_that_cannot_be_entered_is_a_failure(path, monkeypatch):
+    """A file that cannot be looked at may be there, so it is not taken for missing."""
+    backend = LocalFileBackend(path)
+    backend.peek_state()
+
+    def refused(*args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "lstat", refused)
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(BackendError, match=rf"Permission denied \(user .*; the mode of {path} cannot be seen\)"):
+        backend.peek_state()
+
+
+# When it is read
+
+
+def test_an_unchanged_file_is_not_opened_again(path, monkeypatch):
+    """Once the file has settled, a look is one system call and gives the same object."""
+    path.write_text("1")
+    backend = LocalFileBackend(age(path))
+    first = backend.peek_state()
+    opens = count_opens(monkeypatch, path)
+    assert all(backend.peek_state() is first for _ in range(100))
+    assert opens() == 0
+    path.write_text("0")
+    assert backend.peek_state().switch is None
+    assert opens() == 1
+
+
+def test_a_touched_file_gives_the_same_state_object(path, monkeypatch):
+    """A new time without new contents is read once and changes nothing."""
+    path.write_text("1")
+    backend = LocalFileBackend(path)
+    first = backend.peek_state()
+    os.utime(path)
+    age(path)
+    opens = count_opens(monkeypatch, path)
+    assert [backend.peek_state() is first for _ in range(3)] == [True] * 3
+    assert opens() == 1
+
+
+def test_a_missing_file_is_not_opened_again(path, monkeypatch):
+    """While there is no file, a look opens nothing."""
+    backend = LocalFileBackend(path)
+    backend.peek_state()
+    opens = count_opens(monkeypatch, path)
+    backend.peek_state()
+    assert opens() == 0
+
+
+def test_a_change_within_one_tick_of_the_clock_is_seen(path):
+    """Same inode, size and tick: what a shell writes right after a look is seen at the next one."""
+    path.write_text("0")
+    backend = LocalFileBackend(path)
+    seen = []
+    for word in ["1", "0"] * 200:
+        backend.peek_state()
+        path.write_text(word)
+        seen.append((backend.peek_state().switch is not None) is (word == "1"))
+    assert all(seen)
+
+
+# Writing
+
+
+def fail(error):
+    """Give a function that raises `error` for all arguments."""
+
+    def failing(*args, **kwargs):
+        raise error
+
+    return failing
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("text", ["0\n", '{"schema": 1, "team": "ops"}'])
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [("open", errno.EROFS), ("fsync", errno.EIO), ("replace", errno.ENOSPC), ("open", errno.EACCES)],
+    ids=str,
+)
+async def test_a_failed_write_leaves_the_old_state(path, monkeypatch, text, call, number):
+    """The old file is intact, nothing lies beside it, the hold has not begun, and the error names path and user."""
+    path.write_text(text)
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    real = getattr(os, call)
+    error = OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, call, lambda *a, **k: real(*a, **k) if a[0] == str(path) else fail(error)())
+    for change in (maintenance.enable, maintenance.on().__aenter__):
+        with pytest.raises(BackendError, match="cannot be written") as caught:
+            await change()
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        assert all(word in str(caught.value) for word in (str(path), os.strerror(number), f"user {user}", "mode d"))
+    monkeypatch.undo()
+    assert path.read_text() == text
+    assert names(path.parent) == ["state"]
+    assert not await maintenance.status()
+
+
+@pytest.mark.anyio
+async def test_a_clean_up_that_fails_hides_no_error(path, monkeypatch):
+    """On a read-only file system even deleting what is not there fails; the first reason comes out."""
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    monkeypatch.setattr(os, "replace", fail(OSError(errno.EROFS, "Read-only file system")))
+    monkeypatch.setattr(os, "unlink", fail(OSError(errno.EROFS, "Read-only")))
+    with pytest.raises(BackendError, match="cannot be written: Read-only file system"):
+        await maintenance.enable()
+    assert not path.exists()
+
+
+@pytest.mark.anyio
+async def test_a_directory_that_cannot_be_synced_does_not_deny_what_was_stored(path, monkeypatch):
+    """After the rename the change is true for everybody, so it is no failure any more."""
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: real(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else fail(OSError)())
+    assert (await Maintenance(backend=LocalFileBackend(path)).enable()).active
+    assert path.read_text() == "1\n"
+
+
+@pytest.mark.anyio
+async def test_a_state_over_the_limit_is_refused(path, monkeypatch):
+    """What could not be read back is not written."""
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    await maintenance.enable()
+    monkeypatch.setattr("fastapi_maintenance.backends.file.SIZE_LIMIT", 200)
+    with pytest.raises(BackendError, match="at most 200 are allowed"):
+        await maintenance.enable(message="x" * 200)
+    assert path.read_text() == "1\n"
+
+
+@pytest.mark.anyio
+async def test_a_user_without_a_name_is_told_by_number(path, monkeypatch):
+    """In a container the user may have no name; the error tells the number."""
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    monkeypatch.setattr(os, "replace", fail(PermissionError(errno.EACCES, "Permission denied")))
+    monkeypatch.setattr(pwd, "getpwuid", fail(KeyError()))
+    with pytest.raises(BackendError, match=f"user of uid {os.geteuid()};"):
+        await maintenance.enable()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o604])
+async def test_the_mode_of_an_existing_file_is_kept(path, mode):
+    """The file that takes its place has the same mode."""
+    path.write_text("0")
+    path.chmod(mode)
+    await Maintenance(backend=LocalFileBackend(path)).enable()
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@as_root
+@pytest.mark.anyio
+async def test_root_keeps_the_owner_and_gives_a_first_file_to_the_owner_of_its_directory(path):
+    """A file made by root must not lock the service's workers out."""
+    os.chown(path.parent, 4242, 4243)
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    await maintenance.enable()
+    first = path.stat()
+    os.chown(path, 1717, 1818)
+    await maintenance.disable()
+    second = path.stat()
+    assert (first.st_uid, second.st_uid, second.st_gid) == (4242, 1717, 1818)
+
+
+@pytest.mark.anyio
+async def test_a_file_that_cannot_be_given_away_is_written_all_the_same(path, monkeypatch):
+    """Who may not change the owner still changes the state, with the mode kept."""
+    path.write_text("0")
+    path.chmod(0o640)
+    asked = []
+    monkeypatch.setattr(os, "fchown", lambda fd, uid, gid: asked.append(uid) or fail(PermissionError(errno.EPERM))())
+    await Maintenance(backend=LocalFileBackend(path)).enable()
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("1\n", 0o640)
+    assert asked == [path.stat().st_uid, -1]
+
+
+# Other users and full disks, for real
+
+PROGRAM = """
+import asyncio, os, pwd, resource, signal, sys
+import anyio
+from fastapi_maintenance import BackendError, Maintenance
+from fastapi_maintenance.backends import LocalFileBackend
+
+async def main():
+    await anyio.to_thread.run_sync(int)
+    backend = LocalFileBackend(sys.argv[1])
+    if sys.argv[2] == "full disk":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    elif os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    maintenance = Maintenance(backend=backend)
+    try:
+        await maintenance.enable(message="x" * 200)
+    except BackendError as error:
+        print(error)
+    print((await maintenance.status()).active)
+
+asyncio.run(main())
+"""
+
+
+def run_program(path, what):
+    """Run the program as another user or with a small limit, and give its lines."""
+    done = subprocess.run(  # noqa: S603 - this program
+        [sys.executable, "-c", PROGRAM, path, what],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "COVERAGE_PROCESS_START": "", "USER": "root"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_full_disk_leaves_the_old_state(path):
+    """A write that finds no room fails whole: the old contents are there, and no temporary file."""
+    path.write_text("1\n")
+    said, active = run_program(path, "full disk")
+    assert said.startswith(f"state file {path}: cannot be written: File too large (user ")
+    assert (active, path.read_text(), names(path.parent)) == ("True", "1\n", ["state"])
+
+
+@pytest.fixture
+def public():
+    """Give a directory that each user can enter; pytest's own are private."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def test_an_ordinary_user_in_a_read_only_directory_is_named(public):
+    """The old state is intact, and the error names path, the user that the system sees, and the mode."""
+    state = public / "state"
+    state.write_text("1\n")
+    state.chmod(0o644)
+    public.chmod(0o555)
+    said, active = run_program(state, "other user")
+    user = pwd.getpwuid(os.geteuid() or NOBODY).pw_name
+    assert said.startswith(f"state file {state}: cannot be written: Permission denied (user {user}, uid ")
+    assert f"{public} has mode dr-xr-xr-x" in said
+    assert (active, state.read_text(), names(public)) == ("True", "1\n", ["state"])
+
+
+def test_an_ordinary_user_who_may_not_read_is_told_so(public):
+    """A file without permission is a failure, not "off", and it is not overwritten."""
+    state = public / "state"
+    state.write_text("1\n")
+    state.chmod(0)
+    said, active = run_program(state, "other user")
+    assert said.startswith(f"state file {state}: cannot be read: Permission denied (user ")
+    assert f"{state} has mode ----------" in said
+    state.chmod(0o600)
+    assert (active, state.read_text()) == ("False", "1\n")
+
+
+# Many at once
+
+
+def test_threads_that_change_at_once_lose_nothing(path):
+    """Each of many changes made at once in threads and tasks is in the file afterwards."""
+    backend = LocalFileBackend(path)
+    soon = datetime.now(UTC) + timedelta(hours=1)
+
+    async def plan(maintenance, number):
+        await maintenance.schedule(soon, soon + timedelta(hours=1), message=str(number))
+
+    async def work(numbers):
+        maintenance = Maintenance(backend=backend)
+        async with anyio.create_task_group() as group:
+            for number in numbers:
+                group.start_soon(plan, maintenance, number)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda n: anyio.run(work, range(5 * n, 5 * n + 5)), range(6)))
+    document = json.loads(path.read_text())
+    assert {window["message"] for window in document["windows"]} == {str(number) for number in range(30)}
+    assert names(path.parent) == ["state"]
+
+
+WRITER = """
+import asyncio, sys
+from fastapi_maintenance.backends import LocalFileBackend
+
+async def main():
+    backend = LocalFileBackend(sys.argv[1])
+    while True:
+        await backend.change_state(lambda state: state.switched(state.switch.since, on=True))
+        print(flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_reader_never_sees_off_while_a_writer_says_on_again_and_again(path):
+    """The file is replaced whole, so there is no instant at which it is missing, empty or half."""
+    path.write_text("1\n")
+    backend = LocalFileBackend(path)
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, path], cwd=ROOT, stdout=subprocess.PIPE)  # noqa: S603 - this program
+    try:
+        writer.stdout.readline()
+        inodes = {path.stat().st_ino}
+        seen = set()
+        for number in range(20_000):
+            seen.add(backend.peek_state().switch is not None)
+            if number % 1000 == 0:
+                writer.stdout.readline()
+                inodes.add(path.stat().st_ino)
+    finally:
+        writer.send_signal(signal.SIGKILL)
+        writer.communicate()
+    assert seen == {True}
+    assert len(inodes) > 1

@@ -1,0 +1,573 @@
+"""What the matrix does not reach: odd ways to build an application, marks that come late, and one decision only."""
+
+from itertools import pairwise
+from unittest.mock import AsyncMock, Mock
+
+import anyio
+import fastapi
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Host, Match, Mount, Route, Router
+
+from fastapi_maintenance import (
+    Maintenance,
+    MaintenanceModeMiddleware,
+    MaintenanceSettings,
+    force_maintenance_mode_off,
+    force_maintenance_mode_on,
+)
+from fastapi_maintenance.backends import MemoryBackend
+from fastapi_maintenance.gate import DECIDED
+from fastapi_maintenance.marks import _Count
+from fastapi_maintenance.routing import ForcedOn, GatedRoute, Operation, operation_of, routed
+
+FASTAPI = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
+live_routers = pytest.mark.skipif(FASTAPI < (0, 137), reason="routers are copied when they are included")
+has_frontend = pytest.mark.skipif(FASTAPI < (0, 138), reason="no app.frontend()")
+
+
+def open_one(**options):
+    """Give an object of its own that is open."""
+    return Maintenance(backend=MemoryBackend(), **options)
+
+
+def closed_one(**options):
+    """Give an object of its own that is closed."""
+    maintenance = open_one(**options)
+    anyio.run(maintenance.enable)
+    return maintenance
+
+
+def scope_of(path, method="GET", **more):
+    """Give the ASGI scope of a request."""
+    return {"type": "http", "method": method, "path": path, "headers": [], "query_string": b"", **more}
+
+
+def statuses(app, *paths, **options):
+    """Give the status of a GET to each path."""
+    client = TestClient(app, **options)
+    return [client.get(path, follow_redirects=False).status_code for path in paths]
+
+
+class Hiding:
+    """A middleware that does not show what it wraps."""
+
+    def __init__(self, wrapped):
+        self._wrapped = wrapped
+
+    async def __call__(self, scope, receive, send):
+        """Call what is behind."""
+        await self._wrapped(scope, receive, send)
+
+
+class Shorter:
+    """A middleware that takes /v1 from the path, and hides what it wraps."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        """Call what is behind with the shorter path."""
+        await self.app({**scope, "path": scope["path"].removeprefix("/v1")}, receive, send)
+
+
+# operation_of
+
+
+AROUND = {
+    "nothing": lambda sub: sub,
+    "middleware": lambda sub: GZipMiddleware(GZipMiddleware(sub)),
+    "own gate": lambda sub: MaintenanceModeMiddleware(sub, maintenance=open_one()),
+    "router": lambda sub: Router([Mount("", sub)]),
+    "Starlette": lambda sub: Starlette(routes=[Mount("/", sub)]),
+}
+
+
+@pytest.mark.parametrize("wrapped", AROUND.values(), ids=AROUND)
+def test_operation_behind_what_wraps_a_mount(wrapped):
+    """The operation of a mounted application is found through middleware and routers around it, and so is its 404."""
+    sub, app = FastAPI(), FastAPI()
+    endpoint = sub.get("/op")(lambda: 1)
+    app.mount("/sub", wrapped(sub))
+    assert operation_of(app, scope_of("/sub/op")) == Operation(endpoint)
+    assert operation_of(app, scope_of("/sub/nowhere")) is None
+    assert operation_of(app, scope_of("/sub/openapi.json")).docs
+    assert statuses(app, "/sub/op", "/sub/nowhere") == [200, 404]
+
+
+def test_operation_of_leaves_the_scope_alone():
+    """To look for an operation changes nothing in the scope of the request."""
+    app, router = FastAPI(), APIRouter()
+    endpoint = router.get("/op")(lambda: 1)
+    app.include_router(router, prefix="/in")
+    scope = scope_of("/in/op", fastapi={"kept": 1})
+    assert operation_of(app, scope) == Operation(endpoint)
+    assert scope == scope_of("/in/op", fastapi={"kept": 1})
+
+
+def test_routed_gives_up_on_a_loop():
+    """Middleware that wraps itself does not hang the search."""
+    loop = GZipMiddleware(None)
+    loop.app = loop
+    assert routed(loop) is None
+
+
+class ByVersion(APIRoute):
+    """A route that is asked for by a header."""
+
+    version = b"1"
+
+    def matches(self, scope):
+        """Match as any route, but only with the header."""
+        match, child = super().matches(scope)
+        return (match, child) if (b"version", self.version) in scope["headers"] else (Match.NONE, {})
+
+
+class BySecondVersion(ByVersion):
+    """The same for the second version."""
+
+    version = b"2"
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_own_matches_of_an_included_route(depth):
+    """A route class with `matches()` of its own decides which of two operations at one path is meant, and its mark."""
+    routers = [APIRouter() for _ in range(depth + 1)]
+    add = routers[0].add_api_route
+    add("/op", force_maintenance_mode_on(lambda: 1), route_class_override=ByVersion)
+    add("/op", lambda: 2, route_class_override=BySecondVersion)
+    for inner, outer in pairwise(routers):
+        outer.include_router(inner, prefix="/in")
+    app = FastAPI()
+    app.include_router(routers[-1])
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=open_one())
+    client = TestClient(app)
+    answers = [client.get("/in" * depth + "/op", headers={"version": v}).status_code for v in ("1", "2", "3")]
+    assert answers == [503, 200, 404]
+
+
+@live_routers
+def test_an_operation_that_cannot_be_identified_is_unmarked():
+    """What a router with `matches()` of its own answers by itself is refused while closed, and not before."""
+
+    class CatchAll(APIRouter):
+        def matches(self, scope):
+            return (Match.FULL if scope["path"].startswith("/any") else Match.NONE), {}
+
+        async def handle(self, scope, receive, send):
+            await PlainTextResponse()(scope, receive, send)
+
+    maintenance, app, router = open_one(), FastAPI(), CatchAll()
+    router.get("/op")(force_maintenance_mode_on(lambda: 1))
+    app.include_router(router)
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=maintenance)
+    assert statuses(app, "/any/thing", "/op") == [200, 404]
+    anyio.run(maintenance.enable)
+    assert statuses(app, "/any/thing", "/op") == [503, 404]
+
+
+@pytest.mark.parametrize("exempt_docs", [True, False])
+def test_docs_are_exact_and_of_the_application_that_answers(exempt_docs):
+    """Only the very paths of the application that answers are documentation, and only its own endpoints."""
+    app, sub = FastAPI(docs_url="/manual"), FastAPI(docs_url=None)
+    for path in ("/manual/more", "/manuals", "/sub/manual"):
+        app.get(path)(lambda: 1)
+    sub.get("/docs")(lambda: 1)
+    sub.add_route("/manual", lambda request: PlainTextResponse())
+    app.mount("/part", sub)
+    maintenance = closed_one(settings=MaintenanceSettings(exempt_docs=exempt_docs))
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=maintenance)
+    docs = 200 if exempt_docs else 503
+    assert statuses(app, "/manual", "/openapi.json", "/part/openapi.json") == [docs] * 3
+    assert statuses(app, "/manual/more", "/manuals", "/sub/manual", "/part/docs", "/part/manual") == [503] * 5
+
+
+@has_frontend
+def test_redirect_goes_before_a_frontend(tmp_path):
+    """A redirect to the path with a slash is answered, though `app.frontend()` covers the path without; 405 is, too."""
+    (tmp_path / "index.html").write_text("index")
+    app, router = FastAPI(), APIRouter()
+    app.get("/slash/")(lambda: 1)
+    app.post("/form")(lambda: 1)
+    router.frontend("/pages", directory=tmp_path)
+    app.include_router(router, prefix="/in")
+    app.frontend("/", directory=tmp_path)
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=closed_one())
+    assert statuses(app, "/slash", "/form", "/index.html", "/", "/in/pages/") == [307, 405, 503, 503, 503]
+
+
+def test_no_redirect_where_they_are_turned_off():
+    """An application without slash redirects answers 404 itself."""
+    app = FastAPI(redirect_slashes=False)
+    app.get("/slash/")(lambda: 1)
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=closed_one())
+    assert statuses(app, "/slash", "/slash/") == [404, 503]
+
+
+# Where the middleware stands
+
+
+def marked_app():
+    """Give an application with an operation of each mark."""
+    app = FastAPI()
+    app.get("/plain")(lambda: 1)
+    app.get("/on")(force_maintenance_mode_on(lambda: 1))
+    app.get("/off")(force_maintenance_mode_off(lambda: 1))
+    return app
+
+
+def from_outside(app, maintenance):
+    """Wrap the application."""
+    return MaintenanceModeMiddleware(app, maintenance=maintenance)
+
+
+def from_inside(app, maintenance):
+    """Add the middleware to the application."""
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=maintenance)
+    return app
+
+
+def around_a_hiding_one(app, maintenance):
+    """Add the middleware outside of one that does not show what it wraps."""
+    app.add_middleware(Hiding)
+    return from_inside(app, maintenance)
+
+
+PATHS = ("/plain", "/on", "/off", "/nowhere", "/docs", "/plain/")
+
+
+@pytest.mark.parametrize("root_path", ["", "/api"])
+@pytest.mark.parametrize("wrap", [from_outside, from_inside, around_a_hiding_one])
+def test_middleware_around_an_application(wrap, root_path):
+    """Wrapped from outside or from inside, with or without a root path: marks, docs and 404 are what they are."""
+    app, maintenance = marked_app(), open_one()
+    app.root_path = root_path
+    served = wrap(app, maintenance)
+    paths = [root_path + path for path in PATHS]
+    assert statuses(served, *paths) == [200, 503, 200, 404, 200, 307]
+    anyio.run(maintenance.enable)
+    assert statuses(served, *paths) == [503, 503, 200, 404, 200, 307]
+
+
+@pytest.mark.parametrize("root_path", ["", "/other"])
+@pytest.mark.parametrize("wrap", [from_outside, from_inside, around_a_hiding_one])
+def test_middleware_around_a_mounted_application(wrap, root_path):
+    """A mounted application is gated by its own middleware, whose 404 stays, and the one around it is not."""
+    app, sub, maintenance = FastAPI(), marked_app(), open_one()
+    app.get("/plain")(lambda: 1)
+    sub.root_path = root_path
+    app.mount("/other", wrap(sub, maintenance))
+    paths = ["/plain", *("/other" + path for path in PATHS)]
+    assert statuses(app, *paths) == [200, 200, 503, 200, 404, 200, 307]
+    anyio.run(maintenance.enable)
+    assert statuses(app, *paths) == [200, 503, 503, 200, 404, 200, 307]
+
+
+def test_root_path_of_a_mounted_application_is_the_one_that_counts():
+    """A mounted application with a `root_path` of its own answers 404 for other paths, and that is left to it."""
+    app, sub = FastAPI(), FastAPI()
+    sub.get("/op")(lambda: 1)
+    sub.root_path = "/elsewhere"
+    app.mount("/sub", sub)
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=closed_one())
+    assert statuses(app, "/sub/op") == [404]
+
+
+async def bare(scope, receive, send):
+    """Answer everything."""
+    await PlainTextResponse()(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        (lambda app: app, [200, 503]),
+        (force_maintenance_mode_on, [503, 503]),
+        (force_maintenance_mode_off, [200, 200]),
+    ],
+    ids=["unmarked", "on", "off"],
+)
+@pytest.mark.parametrize("place", ["alone", "mounted", "mounted inside another", "on a route", "mounted as routes"])
+def test_application_without_routes(mark, expected, place):
+    """An application without routes, or a single route, is one operation, by its own mark and at each path below."""
+    maintenance, endpoint = open_one(), mark(Hiding(bare))
+    gate = Middleware(MaintenanceModeMiddleware, maintenance=maintenance)
+    gated = MaintenanceModeMiddleware(endpoint, maintenance=maintenance)
+    app = FastAPI()
+    routes = {
+        "alone": lambda: gated,
+        "mounted": lambda: Mount("/x", gated),
+        "mounted inside another": lambda: Mount("/x", Hiding(gated)),
+        "on a route": lambda: Route("/x/y", endpoint, middleware=[gate]),
+        "mounted as routes": lambda: Mount("/x", routes=[Route("/y", endpoint)], middleware=[gate]),
+    }
+    served = routes[place]()
+    if place != "alone":
+        app.router.routes.append(served)
+        app.get("/free")(lambda: 1)
+        assert statuses(app, "/free", "/nowhere") == [200, 404]
+        served = app
+    opened = statuses(served, "/x/y")
+    anyio.run(maintenance.enable)
+    assert [*opened, *statuses(served, "/x/y")] == expected
+
+
+@pytest.mark.parametrize("place", ["app", "mounted"])
+def test_static_files_with_a_middleware_of_their_own(place, tmp_path):
+    """Static files behind their own middleware are gated by it, the application around them is not."""
+    (tmp_path / "page.html").write_text("page")
+    app, around, maintenance = FastAPI(), FastAPI(), open_one()
+    app.get("/op")(lambda: 1)
+    app.mount("/static", MaintenanceModeMiddleware(StaticFiles(directory=tmp_path), maintenance=maintenance))
+    around.mount("/in", app)
+    served, prefix = {"app": (app, ""), "mounted": (around, "/in")}[place]
+    paths = [prefix + path for path in ("/op", "/static/page.html", "/static/nothing")]
+    assert statuses(served, *paths) == [200, 200, 404]
+    anyio.run(maintenance.enable)
+    assert statuses(served, *paths) == [200, 503, 503]
+
+
+# ForcedOn
+
+
+class Unasked:
+    """An application that answers by itself, and must not be asked for a route."""
+
+    def __init__(self):
+        self.route = Mock(spec=Route, endpoint=None, app=None)
+        self.route.matches.side_effect = AssertionError
+        self.routes = [self.route]
+
+    async def __call__(self, scope, receive, send):
+        """Answer."""
+        await bare(scope, receive, send)
+
+
+def test_no_route_is_looked_at_while_nothing_is_marked(monkeypatch):
+    """An open middleware looks at no route without marks, and a closed one does."""
+    monkeypatch.setattr(_Count, "marks", 0)
+    maintenance, app = open_one(), Unasked()
+    served = from_outside(app, maintenance)
+    assert statuses(served, "/op") == [200]
+    assert app.route.mock_calls == []
+    anyio.run(maintenance.enable)
+    with pytest.raises(AssertionError):
+        statuses(served, "/op")
+
+
+def test_no_route_is_asked_while_nothing_is_forced_on():
+    """With marks elsewhere, or off, an open middleware asks no route whether it matches."""
+    app = Unasked()
+    force_maintenance_mode_on(lambda: 1)
+    app.route.endpoint = force_maintenance_mode_off(lambda: 1)
+    assert statuses(from_outside(app, open_one()), "/op") == [200]
+    app.route.matches.assert_not_called()
+    app.route.endpoint = force_maintenance_mode_on(lambda: 1)
+    with pytest.raises(AssertionError):
+        statuses(from_outside(app, open_one()), "/op")
+
+
+def places(app):
+    """Give the places of an application where an operation may be added, with their prefixes."""
+    sub, hosted, deep = FastAPI(), FastAPI(), FastAPI()
+    inner, middle, outer = APIRouter(), APIRouter(), APIRouter()
+    middle.include_router(inner, prefix="/inner")
+    outer.include_router(middle, prefix="/middle")
+    app.include_router(outer, prefix="/outer")
+    sub.mount("/deep", GZipMiddleware(deep))
+    app.mount("/sub", sub)
+    app.host("hosted.example.org", hosted)
+    return {"": app, "/sub": sub, "/sub/deep": deep, "host": hosted, "/outer/middle/inner": inner}
+
+
+PREFIXES = ["", "/sub", "/sub/deep", "host", pytest.param("/outer/middle/inner", marks=live_routers)]
+
+
+def ask(app, prefix):
+    """Give the statuses of the marked operation, and of the other one at the same place."""
+    base_url, prefix = ("http://hosted.example.org", "") if prefix == "host" else ("http://testserver", prefix)
+    return statuses(app, prefix + "/op", prefix + "/other", base_url=base_url)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_route_added_after_the_start(prefix):
+    """An operation that is forced on is refused in an open application, also when its route comes late."""
+    app, endpoint = FastAPI(), force_maintenance_mode_on(lambda: 1)
+    place = places(app)[prefix]
+    place.get("/other")(lambda: 1)
+    from_inside(app, open_one())
+    assert ask(app, prefix) == [404, 200]
+    place.get("/op")(endpoint)
+    assert ask(app, prefix) == [503, 200]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_mark_set_late(prefix):
+    """A mark that is set after the first request counts at the next one, and for its operation only."""
+    app = FastAPI()
+    place = places(app)[prefix]
+    endpoint = place.get("/op")(lambda: 1)
+    place.get("/other")(lambda: 1)
+    from_inside(app, open_one())
+    assert ask(app, prefix) == [200, 200]
+    force_maintenance_mode_on(endpoint)
+    assert ask(app, prefix) == [503, 200]
+
+
+def test_a_suspect_is_not_yet_refused():
+    """An operation that stands before one that is forced on at the same path is not refused for it."""
+    app = FastAPI()
+    app.get("/op/first")(lambda: 1)
+    app.get("/op/{name}")(force_maintenance_mode_on(lambda name: name))
+    app.post("/op/{name}")(lambda name: name)
+    from_inside(app, open_one())
+    assert statuses(app, "/op/first", "/op/second") == [200, 503]
+    assert TestClient(app).post("/op/second").status_code == 200
+
+
+def test_host_in_an_included_router_and_mount_in_a_host():
+    """What is forced on below a host, and below a mount there, is found by `ForcedOn`, the rest of the host is not."""
+    sub = FastAPI()
+    sub.get("/op")(force_maintenance_mode_on(lambda: 1))
+    app = FastAPI(routes=[Host("hosted.example.org", Router([Mount("/sub", sub)]))])
+    forced_on = ForcedOn(app)
+    headers = [(b"host", b"hosted.example.org")]
+    assert forced_on.may_match(scope_of("/sub/op", headers=headers))
+    assert not forced_on.may_match(scope_of("/sub/op"))
+
+
+# Decided once
+
+
+def all_gates(app, maintenance):
+    """Give the application three gates of one object, and an operation."""
+    app.router.dependencies.append(Depends(maintenance.guard))
+    app.router.route_class = maintenance.route_class
+    app.api_route("/op", methods=["GET", "POST"])(lambda: 1)
+    return from_inside(app, maintenance)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "method"),
+    [("open", "full", "POST"), ("open", "read_only", "POST"), ("read_only", "full", "GET")],
+)
+def test_a_state_that_flips_between_two_gates_does_not_matter(before, after, method):
+    """What the outer gate decided holds for the inner ones, whatever the state has become."""
+    maintenance, app = open_one(), FastAPI()
+    changes = {
+        "open": maintenance.disable,
+        "read_only": lambda: maintenance.enable(mode="read_only"),
+        "full": maintenance.enable,
+    }
+
+    class Flip(Hiding):
+        def __init__(self, app):
+            super().__init__(app)
+
+        async def __call__(self, scope, receive, send):
+            await changes[after]()
+            await super().__call__(scope, receive, send)
+
+    app.add_middleware(Flip)
+    all_gates(app, maintenance)
+    anyio.run(changes[before])
+    client = TestClient(app)
+    assert [client.request(method, "/op").status_code for _ in range(2)] == [200, 503]
+
+
+@pytest.mark.parametrize(("answer", "status"), [(True, 200), (False, 503)])
+def test_exempt_handler_is_asked_once(answer, status):
+    """Three gates of one object ask its handler one time, whatever it answers."""
+    handler = Mock(return_value=answer)
+    app = all_gates(FastAPI(), closed_one(exempt_handler=handler))
+    assert statuses(app, "/op") == [status]
+    handler.assert_called_once()
+
+
+def test_objects_decide_independently():
+    """What one object decided says nothing about another one."""
+    first, second = open_one(), open_one()
+    app = all_gates(all_gates(FastAPI(), first), second)
+    assert statuses(app, "/op") == [200]
+    anyio.run(first.enable)
+    assert statuses(app, "/op") == [503]
+    anyio.run(first.disable)
+    anyio.run(second.enable)
+    assert statuses(app, "/op") == [503]
+
+
+@pytest.mark.parametrize(
+    ("mark", "opened", "closed"),
+    [(lambda app: app, 200, 503), (force_maintenance_mode_on, 503, 503), (force_maintenance_mode_off, 200, 200)],
+    ids=["unmarked", "on", "off"],
+)
+@pytest.mark.parametrize("gate", ["guard", "route class"])
+def test_inner_gate_asks_where_the_path_was_changed(gate, mark, opened, closed):
+    """Where a middleware behind ours changes the path, the inner gate still decides on the true operation."""
+    app, maintenance = FastAPI(), open_one()
+    app.router.route_class = {"guard": APIRoute, "route class": maintenance.route_class}[gate]
+    dependencies = {"guard": [Depends(maintenance.guard)], "route class": []}[gate]
+    app.get("/op", dependencies=dependencies)(mark(lambda: 1))
+    app.add_middleware(Shorter)
+    from_inside(app, maintenance)
+    assert statuses(app, "/v1/op") == [opened]
+    anyio.run(maintenance.enable)
+    assert statuses(app, "/v1/op") == [closed]
+
+
+# The body
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mark", [lambda endpoint: endpoint, force_maintenance_mode_on], ids=["unmarked", "on"])
+@pytest.mark.parametrize("gate", ["middleware", "route class"])
+async def test_body_of_a_refused_request_is_not_read(gate, mark):
+    """Middleware and route class refuse without asking the server for the body, and say that nothing was applied."""
+    maintenance, app, handler = open_one(), FastAPI(), AsyncMock()
+    await maintenance.enable()
+    if gate == "middleware":
+        from_inside(app, maintenance)
+    else:
+        app.router.route_class = maintenance.route_class
+
+    @app.post("/op", dependencies=[Depends(handler)])
+    @mark
+    async def upload(body: bytes):
+        """Never runs."""
+
+    receive, send = AsyncMock(), AsyncMock()
+    await app(scope_of("/op", "POST"), receive, send)
+    start, body = (call.args[0] for call in send.await_args_list)
+    assert start["status"] == 503
+    assert b'"applied":false' in body["body"]
+    receive.assert_not_awaited()
+    handler.assert_not_awaited()
+
+
+@pytest.mark.anyio
+async def test_decision_is_noted_in_the_scope():
+    """What a gate decided stands in the scope under its object, but nothing where the framework answers by itself."""
+    maintenance = open_one()
+    app = all_gates(FastAPI(), maintenance)
+    found, missing = scope_of("/op"), scope_of("/nowhere")
+    await maintenance.enable(mode="read_only")
+    await app(found, AsyncMock(), AsyncMock())
+    await app(missing, AsyncMock(), AsyncMock())
+    assert list(found[DECIDED]) == [maintenance]
+    assert DECIDED not in missing
+
+
+def test_a_route_class_needs_a_gate():
+    """The common base of the route classes serves no object by itself."""
+    app = FastAPI()
+    app.router.route_class = GatedRoute
+    app.get("/op")(lambda: 1)
+    with pytest.raises(NotImplementedError):
+        statuses(app, "/op")

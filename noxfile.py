@@ -13,7 +13,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "typing", "tests", "fastapi", "lowest", "examples", "readme", "build"]
+nox.options.sessions = ["lint", "typing", "tests", "fastapi", "lowest", "examples", "readme", "browser", "build"]
 
 ROOT = Path(__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -89,6 +89,21 @@ def readme(session: nox.Session) -> None:
     """Run the README's first command as a newcomer does, in an empty directory."""
     _install(session)
     session.run("pytest", "-q", "tests/test_readme.py", env={"README_AS_A_NEWCOMER": "1"})
+
+
+@nox.session(python=HERE)
+def browser(session: nox.Session) -> None:
+    """Look at the page in the system's Chromium, headless; screenshots go to the session's `tmp`."""
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "browser")
+    session.install("-e", ".[all]", *groups)
+    folder = Path(session.create_tmp()).absolute()
+    env = {"PAGE_SCREENSHOTS": str(folder)}
+    if shutil.which("npm"):
+        session.run("npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "axe-core@4", external=True)
+        env["AXE_CORE"] = str(folder / "node_modules" / "axe-core" / "axe.min.js")
+    session.run("pytest", "-q", "tests/browser", *session.posargs, env=env)
 
 
 @nox.session(python=HERE)

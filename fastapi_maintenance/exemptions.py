@@ -41,13 +41,14 @@ class Exemptions:
         """Tell whether the request is exempt; `docs` says that its route is a documentation endpoint."""
         return (
             (docs and self._docs)
-            or self._path(route_path(scope))
+            or self.covers_path(route_path(scope))
             or self._client(scope.get("client"))
             or self._bypass(scope["headers"])
             or (self._handler is not None and await self._ask(self._handler, scope))
         )
 
-    def _path(self, path: str) -> bool:
+    def covers_path(self, path: str) -> bool:
+        """Tell whether a path is exempt for all."""
         if path in self._exact:
             return True
         # Whatever is served below may resolve dots, so a path that has them is never exempt by its beginning.

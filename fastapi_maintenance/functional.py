@@ -17,6 +17,7 @@ from fastapi_maintenance.maintenance import current_maintenance, get_maintenance
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.snapshot import Snapshot, snapshot_of
 from fastapi_maintenance.state import utcnow
+from fastapi_maintenance.telemetry import Telemetry
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -57,7 +58,8 @@ async def get_maintenance_mode(backend: object | None = None) -> bool:
     """
     if backend is None:
         return (await current_maintenance().status()).active
-    return (await Gate(_Given(get_maintenance().settings, snapshot_of(backend))).status()).active
+    default = get_maintenance()
+    return (await Gate(_Given(default.settings, snapshot_of(backend), default.telemetry)).status()).active
 
 
 async def set_maintenance_mode(value: bool, backend: object | None = None) -> None:  # noqa: FBT001 - the older signature
@@ -94,6 +96,7 @@ class _Given:
 
     settings: MaintenanceSettings
     snapshot: Snapshot
+    telemetry: Telemetry
 
 
 def _snapshot(backend: object | None) -> Snapshot:

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import replace
+from math import inf
 from typing import NamedTuple, Protocol
 
 from starlette.types import Scope
@@ -18,6 +19,7 @@ from fastapi_maintenance.refusal import Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.snapshot import Snapshot, assumed
 from fastapi_maintenance.state import MaintenanceState, MaintenanceStatus, Mode, Switch, utcnow
+from fastapi_maintenance.telemetry import Telemetry
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -36,6 +38,11 @@ class Owner(Protocol):
     @property
     def snapshot(self) -> Snapshot:
         """What is known of its state."""
+        ...
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """What OpenTelemetry is told."""
         ...
 
 
@@ -117,6 +124,15 @@ class Gate:
         """Give whether anything is known, and the mode while active; never waits. Must be called in an event loop."""
         state = self._look()
         return (False, None) if state is None else (True, self._mode(state))
+
+    def last_known_mode(self) -> Mode | None:
+        """Give the mode that was known last, without asking; in any thread."""
+        state = self.owner.snapshot.look(inf, 0)
+        return None if state is None else self._mode(state)
+
+    def exempts_path(self, path: str) -> bool:
+        """Tell whether a path is exempt for all."""
+        return self._exemptions.covers_path(path)
 
     async def status(self) -> MaintenanceStatus:
         """Give the status now. Only the first look of a process may wait for a distant store."""
@@ -202,5 +218,19 @@ class Gate:
         decided[self.owner] = verdict
         if verdict is not Verdict.REFUSED:
             return None
-        logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])
         return await self._refusals.make(scope, await self.status(), applied=applied)
+
+    def closes(self, scope: Scope) -> bool:
+        """Tell, without waiting, whether a request that was let through while it was open would be refused now.
+
+        One that was let through for another reason, its mark or an exemption, would be so again.
+        """
+        if scope.get(DECIDED, {}).get(self.owner) is not _ADMITTED:
+            return False
+        known, mode = self.mode_if_known()
+        return known and decide(None, mode, scope.get("method")) is not _ADMITTED
+
+    def report(self, refusal: MaintenanceActive, scope: Scope, gate: str, route: str | None) -> None:
+        """Tell the log, at debug, and OpenTelemetry of a refusal: planned maintenance is not an error."""
+        logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])
+        self.owner.telemetry.refused(refusal.status.mode or "full", gate, route)

@@ -186,7 +186,6 @@ class Holder:
             ours = state.switch is not None and state.switch.bare
             return state.with_given_switch(put_back) if ours else state
 
-        await self._stored.read()
         await self._stored.change(returned)
 
     def _tell_once(self) -> None:

@@ -4,7 +4,7 @@ import inspect
 import logging
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cached_property
@@ -18,18 +18,25 @@ from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import DECIDED, Gate, current_owner, enter, leave, passing
 from fastapi_maintenance.holds import HoldContext, hold_template
+from fastapi_maintenance.marks import Mark, mark_of
+from fastapi_maintenance.openapi import describe, refusal_response
 from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
-from fastapi_maintenance.routing import GatedRoute
+from fastapi_maintenance.routing import GatedRoute, operations_of, path_of
 from fastapi_maintenance.settings import (
     DEFAULT_SCOPE,
+    PREFIX,
     MaintenanceSettings,
     backend_from_url,
     mode_variable,
 )
 from fastapi_maintenance.snapshot import snapshot_of
-from fastapi_maintenance.state import OPEN, MaintenanceState, MaintenanceStatus, Window, planned_window, utcnow
+from fastapi_maintenance.state import OPEN, MaintenanceState, MaintenanceStatus, Mode, Window, planned_window, utcnow
+from fastapi_maintenance.telemetry import Telemetry
 
 logger = logging.getLogger("fastapi_maintenance")
+
+PROBES = frozenset({"/health", "/healthz", "/livez", "/readyz", "/ready", "/live"})
+"""Paths at which a service is commonly probed."""
 
 
 class Maintenance:
@@ -67,6 +74,7 @@ class Maintenance:
         self.exempt_handler = exempt_handler
         self.response_handler = response_handler
         self.use_backend(backend_from_url(self.settings.backend, scope) if backend is None else backend)
+        self.telemetry = Telemetry(scope, self._last_known_mode)
         self.gate = Gate(self, exempt_handler, response_handler)
 
     def use_backend(self, backend: object) -> None:
@@ -112,6 +120,7 @@ class Maintenance:
             stack.callback(leave, enter(self))
         refusal = await self.gate.check(scope, scope.get("endpoint"), exempt=exempt)
         if refusal is not None:
+            self.gate.report(refusal, scope, "guard", path_of(scope))
             prepare_to_raise(refusal, scope)
             raise refusal
 
@@ -119,23 +128,79 @@ class Maintenance:
         """Give what is true now; a plain coroutine and a dependency: `Depends(maintenance.status)`."""
         return await self.gate.status()
 
+    @property
+    def responses(self) -> dict[int | str, dict[str, Any]]:
+        """The refusal for OpenAPI: `APIRouter(responses=maintenance.responses)`; `describe(app)` finds out by itself."""
+        return {self.settings.status_code: refusal_response()}
+
+    def describe(self, app: Any) -> None:
+        """Make the OpenAPI description of `app` tell of the refusal, for each operation behind a gate of this object.
+
+        Routes of the route class tell by themselves. Operations that are forced off have no refusal, and a response
+        that a route itself describes for the same code stays.
+
+        Args:
+            app: The FastAPI application; each mounted one has a description of its own.
+        """
+        describe(app, lambda: self._covered(app), str(self.settings.status_code))
+
+    def warn_of_probes(self, app: Any, *, everything: bool = False) -> None:
+        """Warn of health probes of `app` that would be refused: a restart loop, or a service out of rotation.
+
+        Args:
+            app: The application.
+            everything: Whether a gate stands before the whole application.
+        """
+        for route, path in self._covered(app, everything=everything):
+            stays_open = mark_of(route.endpoint) is Mark.FORCED_OFF or self.gate.exempts_path(path)
+            if path in PROBES and "GET" in route.methods and not stays_open:
+                logger.warning(
+                    "The probe %s is refused during maintenance: mark it @force_maintenance_mode_off, or add it to "
+                    "%sEXEMPT_PATHS",
+                    path,
+                    PREFIX,
+                    extra={"path": path, "scope": self.scope},
+                )
+
+    def _covered(self, app: Any, *, everything: bool = False) -> Iterator[tuple[Any, str]]:
+        """Give the operations of `app` that a gate of this object covers, as included, each with its path."""
+        everything = everything or any(
+            getattr(entry.cls, "covers_everything", False) and entry.kwargs.get("maintenance", self) is self
+            for entry in app.user_middleware
+        )
+        for original, context in operations_of(app):
+            if everything or isinstance(original, GatedRoute) or self._guards(getattr(context, "dependant", None)):
+                yield context, context.path_format
+
+    def _guards(self, dependant: Any) -> bool:
+        return dependant is not None and any(
+            _guard_of(below.call) is self or self._guards(below) for below in dependant.dependencies
+        )
+
+    def _last_known_mode(self) -> Mode | None:
+        return self.gate.last_known_mode()
+
     @cached_property
     def route_class(self) -> type["MaintenanceRoute"]:
         """A `MaintenanceRoute` that serves this object: `APIRouter(route_class=maintenance.route_class)`."""
         bound = self.gate
 
         class BoundMaintenanceRoute(MaintenanceRoute):
+            refusal_code = self.settings.status_code
+
             async def gate(self, scope: Scope) -> Gate:  # noqa: ARG002 - bound
                 return bound
 
         return BoundMaintenanceRoute
 
     @asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:  # noqa: ARG002 - what FastAPI passes
+    async def lifespan(self, app: Any = None) -> AsyncGenerator[None]:
         """Ask the backend before the first request, and listen to one that tells of changes. Optional.
 
         `FastAPI(lifespan=maintenance.lifespan)`, or `async with maintenance.lifespan(app):` inside one of your own.
         """
+        if app is not None:
+            self.warn_of_probes(app)
         with passing(self):
             await self.snapshot.first_look(self.settings.read_timeout)
             async with self.snapshot.watching():
@@ -366,9 +431,13 @@ async def serving(scope: Scope) -> Maintenance:
 
 def _guarding(app: Any) -> Maintenance | None:
     """Give the object whose guard stands in the dependencies of `app`."""
-    for depends in getattr(getattr(app, "router", None), "dependencies", ()):
-        dependency = depends.dependency
-        owner = getattr(dependency, "maintenance", None) or getattr(dependency, "__self__", None)
-        if isinstance(owner, Maintenance):
-            return owner
-    return None
+    dependencies = getattr(getattr(app, "router", None), "dependencies", ())
+    return next((owner for depends in dependencies if (owner := _guard_of(depends.dependency)) is not None), None)
+
+
+def _guard_of(dependency: Any) -> Maintenance | None:
+    """Give the object whose guard a dependency is."""
+    owner = getattr(dependency, "maintenance", None)
+    if owner is None and getattr(dependency, "__func__", None) is Maintenance.guard:
+        owner = dependency.__self__
+    return owner if isinstance(owner, Maintenance) else None

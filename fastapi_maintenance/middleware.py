@@ -1,6 +1,7 @@
 """The middleware: the same decision, for what dependency injection cannot reach."""
 
 import copy
+from math import isfinite
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +14,7 @@ from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overri
 from fastapi_maintenance.marks import mark_of, marks_set
 from fastapi_maintenance.refusal import ResponseHandler, answered, deny
 from fastapi_maintenance.routing import ForcedOn, operation_of, routed
+from fastapi_maintenance.streams import Streams, may_stream
 
 
 class MaintenanceModeMiddleware:
@@ -29,9 +31,15 @@ class MaintenanceModeMiddleware:
         exempt_handler: Gets the request without its body; `True` lets it through. Sync or async.
         response_handler: Gets the request, and the status if it takes two arguments; gives the response. Sync or async.
 
+        close_streams_after: Seconds after which, when the gate closes, open websockets are closed with 1012 and event
+            streams are ended; their `finally` blocks run. Left out, they go on. It may stand beside `maintenance`.
+
     Raises:
+        ValueError: `close_streams_after` is no number of seconds.
         TypeError: The arguments do not go together, or one has a wrong type.
     """
+
+    covers_everything = True
 
     def __init__(
         self,
@@ -42,6 +50,7 @@ class MaintenanceModeMiddleware:
         backend: object | None = None,
         exempt_handler: ExemptHandler | None = None,
         response_handler: ResponseHandler | None = None,
+        close_streams_after: float | None = None,
     ) -> None:
         if maintenance is not None and not isinstance(maintenance, Maintenance):
             raise TypeError(f"maintenance must be a Maintenance, not {type(maintenance).__name__}")
@@ -55,7 +64,10 @@ class MaintenanceModeMiddleware:
         for name, handler in (("exempt_handler", exempt_handler), ("response_handler", response_handler)):
             if handler is not None and not callable(handler):
                 raise TypeError(f"{name} must be callable, not {type(handler).__name__}")
+        if close_streams_after is not None and not (_is_number(close_streams_after) and close_streams_after >= 0):
+            raise ValueError(f"close_streams_after must be seconds, 0 or more, not {close_streams_after!r}")
         self.app = app
+        self._streams = None if close_streams_after is None else Streams(close_streams_after)
         self._maintenance = maintenance
         self._backend = backend
         self._handlers = (exempt_handler, response_handler)
@@ -81,7 +93,10 @@ class MaintenanceModeMiddleware:
                 if refusal is not None:
                     await self._refuse(refusal, scope, receive, send)
                     return
-            await self.app(scope, receive, send)
+            if self._streams is not None and may_stream(scope):
+                await self._streams.run(self.app, scope, receive, send, lambda: gate.closes(scope))
+            else:
+                await self.app(scope, receive, send)
         finally:
             leave(token)
 
@@ -102,7 +117,10 @@ class MaintenanceModeMiddleware:
         if operation is None:
             # Not noted as decided: where this middleware was mistaken, another gate is to ask.
             return None
-        return await gate.check(scope, operation.endpoint, docs=operation.docs, applied=False)
+        refusal = await gate.check(scope, operation.endpoint, docs=operation.docs, applied=False)
+        if refusal is not None:
+            gate.report(refusal, scope, "middleware", operation.path)
+        return refusal
 
     async def _refuse(self, refusal: MaintenanceActive, scope: Scope, receive: Receive, send: Send) -> None:
         registered = getattr(self._application(scope), "exception_handlers", {})
@@ -126,7 +144,10 @@ class MaintenanceModeMiddleware:
         except (ValueError, TypeError, MaintenanceError) as error:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
-            return
+            raise
+        application = self._application(scope)
+        if application is not None:
+            maintenance.warn_of_probes(application, everything=True)
         async with maintenance.lifespan():
             await self.app(scope, receive, send)
 
@@ -191,3 +212,7 @@ class MaintenanceModeMiddleware:
             for entry in listed
             if isinstance(entry.cls, type) and issubclass(entry.cls, CORSMiddleware)
         ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

@@ -4,24 +4,33 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from http import HTTPStatus
+from random import randint
 from typing import Any, TypeAlias
 
 import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Scope, Send
 from starlette.websockets import WebSocket
 
 from fastapi_maintenance.errors import MaintenanceActive
 from fastapi_maintenance.exemptions import connection
+from fastapi_maintenance.negotiation import preferred
+from fastapi_maintenance.page import Page
 from fastapi_maintenance.settings import MaintenanceSettings
-from fastapi_maintenance.state import MaintenanceStatus
+from fastapi_maintenance.state import MaintenanceStatus, utcnow
 
 logger = logging.getLogger("fastapi_maintenance")
 
 ResponseHandler: TypeAlias = Callable[..., Response | Awaitable[Response]]
 """Gets the request, and the status when it has a second positional parameter without a default."""
+
+_FORMS = ("application/json", "application/problem+json", "text/html", "text/plain")
+_EVENT_STREAM = "text/event-stream"
+_RECONNECT_AFTER = 30
+_KNOWN_CODES = frozenset(HTTPStatus)
 
 DENIAL_EXTENSION = "websocket.http.response"
 TRY_AGAIN_LATER = 1013
@@ -40,6 +49,7 @@ class Refusals:
         if handler is not None and not callable(handler):
             raise TypeError(f"response_handler must be callable, not {type(handler).__name__}")
         self._settings = settings
+        self._page = Page(settings.page_template)
         self._handler = handler
         self._takes_status = handler is not None and _takes_two(handler)
 
@@ -51,8 +61,8 @@ class Refusals:
             status: The status; where it is not active (a route forced on) the settings fill in.
             applied: `False` when no code of the application has run yet, `None` when nobody can say.
         """
+        settings = self._settings
         if not status.active:
-            settings = self._settings
             status = replace(
                 status,
                 active=True,
@@ -61,31 +71,38 @@ class Refusals:
                 message=settings.message,
                 retry_after=settings.retry_after,
             )
-        response = await self._ask(self._handler, scope, status) if self._handler is not None else None
-        if response is None:
-            response = self._default(status, applied=applied)
+        if settings.retry_after_jitter and status.retry_after is not None:
+            later = randint(0, settings.retry_after_jitter)  # noqa: S311 - spreads clients, guards nothing
+            status = replace(status, retry_after=status.retry_after + later)
+        response = await self._answer(scope, status, applied=applied)
         if scope.get("method") == "HEAD":
             response = _without_body(response)
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.setdefault("Maintenance", status.mode or "full")
         return MaintenanceActive(status, response, status.message or self._settings.message)
 
-    def _default(self, status: MaintenanceStatus, *, applied: bool | None) -> Response:
-        members: dict[str, object] = {
-            "type": "about:blank",
-            "title": "Service Unavailable",
-            "status": self._settings.status_code,
-            "detail": status.message,
-            "mode": status.mode,
-            "retry_after": status.retry_after,
-            "until": None if status.until is None else status.until.isoformat(),
-        }
-        if applied is not None:
-            members["applied"] = applied
+    async def _answer(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Response:
+        """Answer in the form that the client prefers, or as the user's handler does."""
+        offers = _FORMS if self._settings.event_streams == "refuse" else (*_FORMS, _EVENT_STREAM)
+        form = preferred(_accept(scope), offers)
+        if form == _EVENT_STREAM:
+            return _try_again(status)
+        own = await self._ask(self._handler, scope, status) if self._handler is not None else None
+        return own or self._built_in(form, status, applied=applied)
+
+    def _built_in(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Response:
+        code = self._settings.status_code
+        message = _sendable(status.message or self._settings.message)
         headers = {"Vary": "Accept"}
         if status.retry_after is not None:
             headers["Retry-After"] = str(status.retry_after)
-        return JSONResponse(members, self._settings.status_code, headers)
+        if form == "text/html":
+            policy = self._page.content_security_policy
+            allowed = {} if policy is None else {"Content-Security-Policy": policy}
+            return HTMLResponse(self._page.render(status, message, utcnow()), code, {**headers, **allowed})
+        if form == "text/plain":
+            return PlainTextResponse(_plain(message, status), code, headers)
+        return JSONResponse(_members(message, status, code, applied), code, headers, media_type=form)
 
     async def _ask(self, handler: ResponseHandler, scope: Scope, status: MaintenanceStatus) -> Response | None:
         request = connection(scope)
@@ -104,6 +121,44 @@ class Refusals:
             type(answer).__name__,
         )
         return None
+
+
+def _members(message: str, status: MaintenanceStatus, code: int, applied: bool | None) -> dict[str, object]:  # noqa: FBT001 - a member
+    """Give the members of problem details (RFC 9457 section 3.1) and our own."""
+    members: dict[str, object] = {
+        "type": "about:blank",
+        "title": HTTPStatus(code).phrase if code in _KNOWN_CODES else "Closed for maintenance",
+        "status": code,
+        "detail": message,
+        "mode": status.mode,
+        "retry_after": status.retry_after,
+        "until": None if status.until is None else status.until.isoformat(),
+    }
+    return members if applied is None else {**members, "applied": applied}
+
+
+def _plain(message: str, status: MaintenanceStatus) -> str:
+    lines = [message]
+    if status.until is not None:
+        lines.append(f"Expected end: {status.until:%Y-%m-%d %H:%M} UTC")
+    if status.retry_after is not None:
+        lines.append(f"Try again in {status.retry_after} s")
+    return "\n".join(lines) + "\n"
+
+
+def _try_again(status: MaintenanceStatus) -> Response:
+    """Give an event stream that ends at once and tells an `EventSource` when to connect again (HTML section 9.2)."""
+    after = status.retry_after if status.retry_after is not None else _RECONNECT_AFTER
+    return Response(f"retry: {after * 1000}\n\n", media_type=_EVENT_STREAM, headers={"Vary": "Accept"})
+
+
+def _accept(scope: Scope) -> str:
+    return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"accept")
+
+
+def _sendable(message: str) -> str:
+    """Replace lone surrogates, which only a document written by hand can have and no answer can carry."""
+    return message.encode("utf-8", "replace").decode()
 
 
 def _without_body(response: Response) -> Response:

@@ -5,7 +5,7 @@ The only module that reads private names of FastAPI, each with a default, in `_m
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import fastapi.routing
 from fastapi.routing import APIRoute
@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from fastapi_maintenance.exemptions import route_path
 from fastapi_maintenance.gate import Gate, enter, leave
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
+from fastapi_maintenance.openapi import refusal_response
 from fastapi_maintenance.refusal import prepare_to_raise
 
 _iter_route_contexts = getattr(fastapi.routing, "iter_route_contexts", None)
@@ -31,11 +32,20 @@ class Operation:
 
     Attributes:
         endpoint: The function, or the mounted application; `None` for `app.frontend()`.
+        path: Its path with placeholders, below the application that answers.
         docs: Whether it is a documentation endpoint of the application that answers.
     """
 
     endpoint: object
+    path: str | None = None
     docs: bool = False
+
+
+def path_of(scope: Scope) -> str | None:
+    """Give the path, with placeholders, of the route that was chosen; `None` where there is none."""
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    path = getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None)
+    return path or None
 
 
 def routed(app: object) -> Any | None:
@@ -68,8 +78,6 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
 def _seen_by(router: Any, scope: Scope) -> Scope:
     """Give a copy of `scope` as the routes of `router` see it: an application puts its `root_path` there."""
     scope = dict(scope)
-    if isinstance(scope.get("fastapi"), dict):
-        scope["fastapi"] = dict(scope["fastapi"])
     root_path = getattr(router, "root_path", "")
     if root_path and scope.get("app") is not router:
         scope["root_path"] = root_path
@@ -78,17 +86,18 @@ def _seen_by(router: Any, scope: Scope) -> Scope:
 
 def _descend(router: Any, route: BaseRoute, child: Scope, scope: Scope) -> Operation | None:
     """Go from a route that matched to the operation: into an included router, a mount, a host."""
+    shown: Any = route
     if "endpoint" not in child:
         for original, context in _leaves(route):
             match, found = _match_leaf(original, context, scope)
             if match is Match.FULL:
-                route, child = original, found
+                route, shown, child = original, context, found
                 break
     endpoint = child.get("endpoint")
     inner = None if isinstance(route, APIRoute) else routed(endpoint)
     if inner is not None:
         return operation_of(inner, {**scope, **child})
-    return Operation(endpoint, docs=_is_docs(router, route, scope))
+    return Operation(endpoint, getattr(shown, "path_format", None), docs=_is_docs(router, route, scope))
 
 
 def _is_docs(app: Any, route: BaseRoute, scope: Scope) -> bool:
@@ -97,6 +106,14 @@ def _is_docs(app: Any, route: BaseRoute, scope: Scope) -> bool:
         return False
     path = route_path(scope)
     return any(path == getattr(app, name, None) for name in _DOCS)
+
+
+def operations_of(app: Any) -> Iterator[tuple[BaseRoute, Any]]:
+    """Give each operation of `app` itself: the route as it was written, and as it is included."""
+    for route in app.routes:
+        for original, context in _leaves(route):
+            if isinstance(original, Route):
+                yield original, context
 
 
 def _leaves(route: Any) -> Iterator[tuple[BaseRoute, Any]]:
@@ -140,7 +157,7 @@ def _redirects(router: Any, scope: Scope) -> bool:
     """Tell whether the router answers with a redirect to the path with or without the last slash."""
     router = getattr(router, "router", router)
     path = route_path(scope)
-    if scope["type"] != "http" or path == "/" or not getattr(router, "redirect_slashes", False):
+    if path == "/" or not getattr(router, "redirect_slashes", False):
         return False
     other = scope["path"].rstrip("/") if path.endswith("/") else scope["path"] + "/"
     redirected = {**scope, "path": other}
@@ -196,14 +213,27 @@ class ForcedOn:
         if mark_of(endpoint) is Mark.FORCED_ON:
             return True
         inner = None if isinstance(route, APIRoute) else routed(getattr(route, "app", None))
-        if inner is None:
-            return False
-        # All are asked, though one is enough, for all routers below have to be remembered.
-        return sum(self._holds_one(below) for below, _ in self._walk(inner.routes)) > 0
+        return inner is not None and any(self._holds_one(below) for below, _ in self._walk(inner.routes))
 
 
 class GatedRoute(APIRoute):
     """A route that asks its gate before the body is read and before any dependency runs; 405 stays 405."""
+
+    refusal_code: ClassVar[int] = 503
+
+    @property
+    def responses(self) -> dict[int | str, dict[str, Any]]:
+        """The responses for OpenAPI, asked late: a mark may be put on above the route decorator."""
+        mark, code = mark_of(getattr(self, "endpoint", None)), self.refusal_code
+        if mark is Mark.FORCED_OFF or code in self._responses or str(code) in self._responses:
+            return self._responses
+        return {code: refusal_response(always=mark is Mark.FORCED_ON), **self._responses}
+
+    @responses.setter
+    def responses(  # pyright: ignore[reportIncompatibleVariableOverride] - asked late
+        self, responses: dict[int | str, dict[str, Any]]
+    ) -> None:
+        self._responses = responses
 
     async def gate(self, scope: Scope) -> Gate:
         """Give the gate of the object that serves this request."""
@@ -219,6 +249,7 @@ class GatedRoute(APIRoute):
         try:
             refusal = await gate.check(scope, self.endpoint, applied=False)
             if refusal is not None:
+                gate.report(refusal, scope, "route", path_of(scope))
                 prepare_to_raise(refusal, scope)
                 raise refusal
             await super().handle(scope, receive, send)

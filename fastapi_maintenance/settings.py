@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
@@ -57,6 +58,9 @@ class MaintenanceSettings(BaseSettings):
     retry_after: Annotated[int, Field(ge=1)] | None = 60
     """Seconds to name in `Retry-After` when the end is unknown; empty or `none`: no header."""
 
+    retry_after_jitter: int = Field(default=0, ge=0)
+    """Seconds, of which a random part is added to each `Retry-After`, so that clients do not come back in one wave."""
+
     status_code: int = Field(default=503, ge=400, le=599)
     """The status of a refusal (RFC 9110 section 15.6.4 says 503)."""
 
@@ -77,6 +81,12 @@ class MaintenanceSettings(BaseSettings):
 
     refresh_interval: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Seconds between two questions to a user's store."""
+
+    event_streams: Literal["refuse", "retry"] = "refuse"
+    """What an `EventSource` gets: the 503, after which it never connects again, or a stream that says `retry:`."""
+
+    page_template: Path | None = None
+    """A `string.Template` file for the HTML page; the built-in page when left out."""
 
     on_backend_error: Literal["open", "closed"] = "open"
     """What to be while nothing is known of the state."""

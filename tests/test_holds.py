@@ -560,29 +560,27 @@ async def test_a_hold_leaves_this_process_even_when_another_one_hangs(monkeypatc
 @pytest.mark.anyio
 async def test_a_second_hold_sets_the_store_when_the_first_one_failed_to():
     """A hold that waited for its turn behind one that failed closes the store itself."""
-    store, go = Faulty(), anyio.Event()
-    maintenance = Maintenance(backend=store)
-
-    async def first():
-        with pytest.raises(BackendError):
-            await maintenance.on().__aenter__()
-
-    async def failing(value):
-        store.set_value = functools.partial(Faulty.set_value, store)
-        await go.wait()
-        raise OSError
-
-    store.set_value = failing
-    async with anyio.create_task_group() as group:
-        group.start_soon(first)
-        await anyio.wait_all_tasks_blocked()
-        async with anyio.create_task_group() as inner:
-            second = maintenance.on()
-            inner.start_soon(second.__aenter__)
-            go.set()
+    store = Faulty()
+    store.broken = True
+    holds = Maintenance(backend=store).snapshot.holds
+    first, second = (hold_template().model_copy(update={"id": name}) for name in ("first", "second"))
+    with pytest.raises(BackendError):
+        await holds.take(first)
+    store.broken = None
+    await holds.take(second)
+    await holds.end(first, failed=False)
     inside = store.value
-    await second.__aexit__(None, None, None)
-    assert (inside, store.value, await active(maintenance)) == (True, False, False)
+    await holds.end(second, failed=False)
+    assert (inside, store.value, holds.local) == (True, False, ())
+
+
+@pytest.mark.anyio
+async def test_a_store_that_was_on_before_anybody_looked_stays_on():
+    """A hold asks what is there before it borrows the switch."""
+    store = Flag(True)
+    async with Maintenance(backend=store).on():
+        pass
+    assert store.value
 
 
 @pytest.mark.anyio
@@ -732,14 +730,14 @@ def test_a_native_cancellation_outweighs_a_failing_store(caplog):
 def test_a_file_write_is_not_left_behind_by_a_cancellation(tmp_path, monkeypatch):
     """A thread that writes the hold when the task is cancelled natively does not write after the hold was ended."""
     backend = LocalFileBackend(tmp_path / "state")
-    real, writing, release = backend._write, threading.Event(), threading.Event()
+    real, writing, release = backend._change, threading.Event(), threading.Event()
 
-    def slow(raw):
+    def slow(edit):
         writing.set()
         release.wait(5)
-        real(raw)
+        return real(edit)
 
-    monkeypatch.setattr(backend, "_write", slow)
+    monkeypatch.setattr(backend, "_change", slow)
 
     async def main():
         maintenance = Maintenance(backend=backend)
@@ -747,11 +745,12 @@ def test_a_file_write_is_not_left_behind_by_a_cancellation(tmp_path, monkeypatch
         await until(writing.is_set)
         task.cancel()
         await asyncio.sleep(0.01)
+        waited = not task.done()
         release.set()
         await asyncio.wait([task])
-        return task.cancelled(), await active(maintenance), await backend.get_value()
+        return waited, task.cancelled(), await active(maintenance), await backend.get_value()
 
-    assert asyncio.run(main()) == (True, False, False)
+    assert asyncio.run(main()) == (True, True, False, False)
 
 
 # Arguments

@@ -26,7 +26,7 @@ from fastapi_maintenance import (
 from fastapi_maintenance.backends import MemoryBackend
 from fastapi_maintenance.gate import DECIDED
 from fastapi_maintenance.marks import _Count
-from fastapi_maintenance.routing import ForcedOn, GatedRoute, Operation, operation_of, routed
+from fastapi_maintenance.routing import ForcedOn, GatedRoute, operation_of, routed
 
 FASTAPI = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
 live_routers = pytest.mark.skipif(FASTAPI < (0, 137), reason="routers are copied when they are included")
@@ -96,7 +96,7 @@ def test_operation_behind_what_wraps_a_mount(wrapped):
     sub, app = FastAPI(), FastAPI()
     endpoint = sub.get("/op")(lambda: 1)
     app.mount("/sub", wrapped(sub))
-    assert operation_of(app, scope_of("/sub/op")) == Operation(endpoint)
+    assert operation_of(app, scope_of("/sub/op")).endpoint is endpoint
     assert operation_of(app, scope_of("/sub/nowhere")) is None
     assert operation_of(app, scope_of("/sub/openapi.json")).docs
     assert statuses(app, "/sub/op", "/sub/nowhere") == [200, 404]
@@ -107,9 +107,10 @@ def test_operation_of_leaves_the_scope_alone():
     app, router = FastAPI(), APIRouter()
     endpoint = router.get("/op")(lambda: 1)
     app.include_router(router, prefix="/in")
-    scope = scope_of("/in/op", fastapi={"kept": 1})
-    assert operation_of(app, scope) == Operation(endpoint)
-    assert scope == scope_of("/in/op", fastapi={"kept": 1})
+    for more in ({}, {"fastapi": {"kept": 1}}):
+        scope = scope_of("/in/op", **more)
+        assert operation_of(app, scope).endpoint is endpoint
+        assert scope == scope_of("/in/op", **more)
 
 
 def test_routed_gives_up_on_a_loop():
@@ -176,31 +177,53 @@ def test_an_operation_that_cannot_be_identified_is_unmarked():
 @pytest.mark.parametrize("exempt_docs", [True, False])
 def test_docs_are_exact_and_of_the_application_that_answers(exempt_docs):
     """Only the very paths of the application that answers are documentation, and only its own endpoints."""
-    app, sub = FastAPI(docs_url="/manual"), FastAPI(docs_url=None)
-    for path in ("/manual/more", "/manuals", "/sub/manual"):
-        app.get(path)(lambda: 1)
-    sub.get("/docs")(lambda: 1)
+    app, sub, own = FastAPI(docs_url="/manual"), FastAPI(docs_url=None), FastAPI(openapi_url=None)
+    for path in ("/manual/more", "/manuals", "/more/manual"):
+        app.add_route(path, lambda request: PlainTextResponse())
+    sub.add_route("/docs", lambda request: PlainTextResponse())
     sub.add_route("/manual", lambda request: PlainTextResponse())
+    own.get("/docs")(lambda: 1)
     app.mount("/part", sub)
+    app.mount("/own", own)
     maintenance = closed_one(settings=MaintenanceSettings(exempt_docs=exempt_docs))
     app.add_middleware(MaintenanceModeMiddleware, maintenance=maintenance)
     docs = 200 if exempt_docs else 503
     assert statuses(app, "/manual", "/openapi.json", "/part/openapi.json") == [docs] * 3
-    assert statuses(app, "/manual/more", "/manuals", "/sub/manual", "/part/docs", "/part/manual") == [503] * 5
+    others = ("/manual/more", "/manuals", "/more/manual", "/part/docs", "/part/manual", "/own/docs")
+    assert statuses(app, *others) == [503] * len(others)
 
 
 @has_frontend
-def test_redirect_goes_before_a_frontend(tmp_path):
-    """A redirect to the path with a slash is answered, though `app.frontend()` covers the path without; 405 is, too."""
+@pytest.mark.parametrize("redirects", [True, False])
+def test_redirect_goes_before_a_frontend(redirects, tmp_path):
+    """Redirects to the path with or without a slash, and 405, are answered though `app.frontend()` is there, too."""
     (tmp_path / "index.html").write_text("index")
-    app, router = FastAPI(), APIRouter()
+    app = FastAPI(redirect_slashes=redirects)
     app.get("/slash/")(lambda: 1)
     app.post("/form")(lambda: 1)
-    router.frontend("/pages", directory=tmp_path)
-    app.include_router(router, prefix="/in")
-    app.frontend("/", directory=tmp_path)
+    app.get("")(lambda: 1)
+    app.frontend("/", directory=tmp_path, fallback=None)
+    maintenance = open_one()
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=maintenance)
+    paths = ("/slash", "/form/", "/form", "/index.html", "/")
+    redirected = [307, 307] if redirects else [404, 404]
+    assert statuses(app, *paths) == [*redirected, 405, 200, 200]
+    anyio.run(maintenance.enable)
+    redirected = [307, 307] if redirects else [503, 503]
+    assert statuses(app, *paths) == [*redirected, 405, 503, 503]
+
+
+@has_frontend
+def test_frontend_of_an_included_router(tmp_path):
+    """A frontend of an included router is an operation, its 405 and what is not below it are not."""
+    (tmp_path / "index.html").write_text("index")
+    app, inner, outer = FastAPI(), APIRouter(), APIRouter()
+    inner.frontend("/pages", directory=tmp_path)
+    outer.include_router(inner, prefix="/inner")
+    app.include_router(outer, prefix="/outer")
     app.add_middleware(MaintenanceModeMiddleware, maintenance=closed_one())
-    assert statuses(app, "/slash", "/form", "/index.html", "/", "/in/pages/") == [307, 405, 503, 503, 503]
+    assert statuses(app, "/outer/inner/pages/index.html", "/outer/inner/other") == [503, 404]
+    assert TestClient(app).post("/outer/inner/pages/index.html").status_code == 405
 
 
 def test_no_redirect_where_they_are_turned_off():
@@ -305,7 +328,7 @@ def test_application_without_routes(mark, expected, place):
         "alone": lambda: gated,
         "mounted": lambda: Mount("/x", gated),
         "mounted inside another": lambda: Mount("/x", Hiding(gated)),
-        "on a route": lambda: Route("/x/y", endpoint, middleware=[gate]),
+        "on a route": lambda: Route("/x/y", mark(lambda request: PlainTextResponse()), middleware=[gate]),
         "mounted as routes": lambda: Mount("/x", routes=[Route("/y", endpoint)], middleware=[gate]),
     }
     served = routes[place]()
@@ -337,6 +360,13 @@ def test_static_files_with_a_middleware_of_their_own(place, tmp_path):
 # ForcedOn
 
 
+class Untouched(list):
+    """A list that nobody looks into."""
+
+    def __iter__(self):
+        raise AssertionError
+
+
 class Unasked:
     """An application that answers by itself, and must not be asked for a route."""
 
@@ -351,12 +381,17 @@ class Unasked:
 
 
 def test_no_route_is_looked_at_while_nothing_is_marked(monkeypatch):
-    """An open middleware looks at no route without marks, and a closed one does."""
+    """An open middleware does not look into the routes without marks; with one, or closed, it does."""
     monkeypatch.setattr(_Count, "marks", 0)
     maintenance, app = open_one(), Unasked()
+    app.routes = Untouched(app.routes)
     served = from_outside(app, maintenance)
     assert statuses(served, "/op") == [200]
     assert app.route.mock_calls == []
+    monkeypatch.setattr(_Count, "marks", 1)
+    with pytest.raises(AssertionError):
+        statuses(served, "/op")
+    monkeypatch.setattr(_Count, "marks", 0)
     anyio.run(maintenance.enable)
     with pytest.raises(AssertionError):
         statuses(served, "/op")
@@ -476,7 +511,7 @@ def test_a_state_that_flips_between_two_gates_does_not_matter(before, after, met
             await super().__call__(scope, receive, send)
 
     app.add_middleware(Flip)
-    all_gates(app, maintenance)
+    from_inside(all_gates(app, maintenance), open_one())
     anyio.run(changes[before])
     client = TestClient(app)
     assert [client.request(method, "/op").status_code for _ in range(2)] == [200, 503]

@@ -335,8 +335,8 @@ async def test_an_answer_older_than_our_change_is_dropped(asking, clock):
 
     store.answer = answer
     async with anyio.create_task_group() as group:
-        clock.now += 1
-        group.start_soon({"a look": maintenance.status, "a read": maintenance.snapshot.read}[asking])
+        clock.now += asking == "a look"
+        group.start_soon(maintenance.status if asking == "a look" else maintenance.snapshot.read)
         await until(lambda: store.asked == 2)
         await maintenance.enable()
         release.set()

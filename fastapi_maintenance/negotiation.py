@@ -1,0 +1,65 @@
+"""Which form of an answer a client prefers (RFC 9110 section 12.5.1)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_RANGES = 64
+"""Media ranges that are read of one request; more are noise."""
+
+
+class _Range(NamedTuple):
+    """A media range and its weight."""
+
+    kind: str
+    subtype: str
+    weight: float
+
+    def specificity(self, kind: str, subtype: str) -> int:
+        """Give 2 for the very type, 1 for `kind/*`, 0 for `*/*`, -1 where it does not match."""
+        if self.kind == "*":
+            return 0 if self.subtype == "*" else -1
+        if self.kind != kind:
+            return -1
+        return {subtype: 2, "*": 1}.get(self.subtype, -1)
+
+
+def preferred(accept: str, offers: Sequence[str]) -> str:
+    """Choose among `offers`, in the server's own order of preference.
+
+    Args:
+        accept: The `Accept` header, or an empty string.
+        offers: Media types without parameters; the first is the default.
+
+    Returns:
+        The offer of the highest weight; among equals the one that was named more exactly, then the earlier one. The
+        default where nothing is acceptable, for an answer in another form says more than none.
+    """
+    ranges = [read for item in accept.split(",")[:_RANGES] if (read := _read(item)) is not None]
+    if not ranges:
+        return offers[0]
+    best, best_rank = offers[0], (0.0, -1)
+    for offer in offers:
+        kind, _, subtype = offer.partition("/")
+        specificity, weight = max((known.specificity(kind, subtype), known.weight) for known in ranges)
+        if specificity >= 0 and weight > 0 and (weight, specificity) > best_rank:
+            best, best_rank = offer, (weight, specificity)
+    return best
+
+
+def _read(item: str) -> _Range | None:
+    """Read one media range, `None` when it is malformed or asks for a parameter that no offer has."""
+    media, *parameters = (part.strip().lower() for part in item.split(";"))
+    kind, _, subtype = media.partition("/")
+    if not kind or not subtype:
+        return None
+    weight = 1.0
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() != "q":
+            continue
+        try:
+            weight = float(value)
+        except ValueError:
+            return None
+        return _Range(kind, subtype, weight) if 0 <= weight <= 1 else None
+    return _Range(kind, subtype, weight)

@@ -23,6 +23,22 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 FASTAPI = ["0.118.0", "0.136.3", "0.137.0", "0.137.2", "0.139.0", "0.145.0"]
 """The releases that changed routing; `tests` has the newest."""
 
+ASKS_FASTAPI = [
+    f"tests/test_{name}.py"
+    for name in (
+        "matrix",
+        "routing",
+        "refusal",
+        "cors",
+        "maintenance",
+        "openapi",
+        "streams",
+        "examples",
+        "older_package",
+    )
+]
+"""The tests that a release of FastAPI may break."""
+
 LOWEST = [requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]]
 
 
@@ -50,7 +66,7 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run all tests on the newest dependencies; on the newest Python with branch coverage."""
+    """Run all tests on the newest dependencies, with the branch coverage of package, tests and examples."""
     _install(session)
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
@@ -61,9 +77,9 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=HERE)
 @nox.parametrize("version", FASTAPI)
 def fastapi(session: nox.Session, version: str) -> None:
-    """Run the tests on the FastAPI releases that changed routing."""
+    """Run the tests that ask much of FastAPI on the releases that changed routing."""
     _install(session, f"fastapi=={version}")
-    session.run("pytest", "-q", *session.posargs)
+    session.run("pytest", "-q", *(session.posargs or ASKS_FASTAPI))
 
 
 @nox.session(python=HERE)

@@ -19,7 +19,7 @@ from fastapi_maintenance.state import checked_message
 PREFIX = "FASTAPI_MAINTENANCE_"
 DEFAULT_SCOPE = "default"
 
-_SCOPE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_SCOPE = re.compile(r"[a-z][a-z0-9_]*")
 _SOURCES = frozenset(name for name in inspect.signature(BaseSettings).parameters if name.startswith("_"))
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BACKENDS = "env, memory, file:PATH or module:attribute"
@@ -111,7 +111,7 @@ class MaintenanceSettings(BaseSettings):
             ValueError: The scope's name or a value is wrong.
         """
         if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
-            raise ValueError(f"{scope!r} is no scope name: a letter, then letters, digits, - and _")
+            raise ValueError(f"{scope!r} is no scope name: a small letter, then small letters, digits and _")
         if scope == DEFAULT_SCOPE:
             return cls()
         prefix = scope_prefix(scope)
@@ -188,7 +188,7 @@ class MaintenanceSettings(BaseSettings):
 
 def scope_prefix(scope: str) -> str:
     """Give the prefix of the variables of `scope`."""
-    return PREFIX if scope == DEFAULT_SCOPE else f"{PREFIX}{scope.upper().replace('-', '_')}_"
+    return PREFIX if scope == DEFAULT_SCOPE else f"{PREFIX}{scope.upper()}_"
 
 
 def mode_variable(scope: str) -> str:

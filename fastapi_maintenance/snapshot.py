@@ -50,8 +50,10 @@ class FlagStore:
         return type(self.flag).__name__
 
     async def read_state(self) -> MaintenanceState:
-        """Ask the store; `TypeError` when it answers anything but true or false."""
+        """Ask the store; `TypeError` when it answers anything but true or false (or 1 or 0, as many stores do)."""
         value: object = await self.flag.get_value()
+        if isinstance(value, int) and value in {0, 1}:
+            value = bool(value)
         if not isinstance(value, bool):
             if inspect.iscoroutine(value):
                 value.close()
@@ -326,10 +328,10 @@ def snapshot_of(backend: object) -> Snapshot:
         return known
     if isinstance(backend, type):
         raise TypeError(f"backend is the class {backend.__name__}; give an object of it: {backend.__name__}(...)")
-    if isinstance(backend, StateReader):
-        snapshot = Snapshot(backend)
-    elif isinstance(backend, BaseStateBackend):
+    if isinstance(backend, BaseStateBackend) and _is_flag(backend):
         snapshot = Snapshot(FlagStore(backend))
+    elif isinstance(backend, StateReader):
+        snapshot = Snapshot(backend)
     else:
         raise TypeError(
             f"{type(backend).__name__} is no backend: give EnvVarBackend, LocalFileBackend, MemoryBackend, a subclass "
@@ -356,3 +358,13 @@ def _bound(function: Callable[..., Awaitable[None]], *args: object) -> Callable[
         await function(*args)
 
     return call
+
+
+def _is_flag(backend: BaseStateBackend) -> bool:
+    """Tell whether the truth value has the last word: a subclass of a built-in backend may override it alone."""
+    for kind in type(backend).__mro__:
+        if "read_state" in vars(kind):
+            return False
+        if "get_value" in vars(kind):
+            break
+    return True

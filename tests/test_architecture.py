@@ -20,7 +20,7 @@ MODULES = {
 }
 LAYERS = [
     ["state", "marks", "tasks", "negotiation"],
-    ["decision", "errors", "page"],
+    ["decision", "errors", "openapi", "page", "streams", "telemetry"],
     ["backends.base"],
     ["backends.env", "backends.file", "backends.memory"],
     ["backends"],

@@ -207,9 +207,25 @@ async def test_what_cannot_be_read_keeps_the_last_known_state(broken, tmp_path, 
 
 
 @pytest.mark.anyio
-async def test_a_write_refuses_to_destroy_what_it_cannot_read(broken):
+@pytest.mark.parametrize("contents", [b"", b" \n"])
+async def test_a_file_with_nothing_in_it_can_be_written(path, contents):
+    """An empty file is a failure to a reader, but a write has nothing to destroy there."""
+    path.write_bytes(contents)
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    unknown = await maintenance.status()
+    await maintenance.enable()
+    status = await maintenance.status()
+    assert (unknown.stale is None, status.active, status.stale, path.read_text()) == (False, True, None, "1\n")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", sorted(BROKEN.keys() - {"empty", "blank"}))
+async def test_a_write_refuses_to_destroy_what_it_cannot_read(what, path, monkeypatch):
     """`enable()`, `disable()` and a hold raise, and what stands there stays as it is, with nothing beside it."""
-    path, spoil, _ = broken
+    monkeypatch.chdir(path.parent)
+    (path.parent / "elsewhere").write_text("0\n")
+    path = Path("/dev/null") if what == "device" else path
+    spoil, _ = BROKEN[what]
     spoil(path)
     before = path.lstat()
     maintenance = Maintenance(backend=LocalFileBackend(path))

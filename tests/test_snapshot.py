@@ -141,6 +141,27 @@ async def test_a_store_is_asked_once_per_interval(kind, clock):
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(("value", "active"), [(1, True), (0, False)])
+async def test_a_flag_may_be_one_or_zero(value, active):
+    """Stores that count in 1 and 0 are understood; both are known states, not failures."""
+    flag = Flag()
+    flag.value = value
+    status = await Maintenance(backend=flag).status()
+    assert (status.active, status.stale) == (active, None)
+
+
+@pytest.mark.anyio
+async def test_a_subclass_of_a_built_in_backend_has_the_last_word():
+    """Who overrides `get_value` of a built-in backend is asked, as in the older package."""
+
+    class Always(EnvVarBackend):
+        async def get_value(self):
+            return True
+
+    assert (await Maintenance(backend=Always()).status()).active
+
+
+@pytest.mark.anyio
 async def test_many_first_looks_share_one_question():
     """All that wait for the first answer wait for the same one."""
     store, release, seen = Store(ON), anyio.Event(), []

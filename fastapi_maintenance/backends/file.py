@@ -126,7 +126,7 @@ class LocalFileBackend(BaseStateBackend):
         try:
             state = self._parse(raw, info, last.state.revision + 1)
         except (ValueError, TypeError) as error:
-            return _Look(identity, settled, None, last.state, str(error))
+            return _Look(identity, settled, raw.strip() or b"", last.state, str(error))
         return _Look(identity, settled, raw, state)
 
     def _contents(self) -> tuple[bytes, os.stat_result]:
@@ -154,7 +154,7 @@ class LocalFileBackend(BaseStateBackend):
     def _change(self, edit: Edit) -> MaintenanceState:
         with self._lock:
             look = self._read()
-            if look.error is not None:
+            if look.error is not None and look.raw != b"":
                 raise self._error(f"{look.error}. It was not overwritten: mend it, or delete it to start anew")
             state = edit(look.state)
             if state is not look.state:

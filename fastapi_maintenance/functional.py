@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.errors import BackendReadOnlyError
 from fastapi_maintenance.gate import Gate
@@ -77,6 +78,13 @@ async def set_maintenance_mode(value: bool, backend: object | None = None) -> No
         raise TypeError(f"value must be True or False, not {value!r}")
     try:
         await _snapshot(backend).holds.switch(lambda state: state.switched(utcnow(), on=value), on=value)
+        record(
+            "enabled" if value else "disabled",
+            scope=_scope(backend),
+            by=whoami(),
+            why=None,
+            revision=_snapshot(backend).revision,
+        )
     except BackendReadOnlyError as error:
         logger.warning("Maintenance mode was not changed. %s", error)
 
@@ -87,7 +95,7 @@ def maintenance_mode_on(backend: object | None = None) -> HoldContext:
     Args:
         backend: Use this one instead.
     """
-    return HoldContext(lambda: _snapshot(backend).holds, hold_template())
+    return HoldContext(lambda: (_snapshot(backend).holds, _scope(backend)), hold_template())
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,10 @@ class _Given:
     settings: MaintenanceSettings
     snapshot: Snapshot
     telemetry: Telemetry
+
+
+def _scope(backend: object | None) -> str:
+    return current_maintenance().scope if backend is None else type(backend).__name__
 
 
 def _snapshot(backend: object | None) -> Snapshot:

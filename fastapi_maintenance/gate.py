@@ -210,27 +210,38 @@ class Gate:
         mark = mark_of(endpoint) if marks_set() else None
         if self.owner in decided and mark is not Mark.FORCED_ON:
             return None
-        state = self._look() or await self._state()
-        verdict = decide(mark, self._mode(state), scope.get("method"))
-        if verdict is Verdict.REFUSED_UNLESS_EXEMPT:
-            covered = exempt or await self._exemptions.cover(scope, docs)
-            verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
+        verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt)
         decided[self.owner] = verdict
         if verdict is not Verdict.REFUSED:
             return None
         return await self._refusals.make(scope, await self.status(), applied=applied)
 
-    def closes(self, scope: Scope) -> bool:
-        """Tell, without waiting, whether a request that was let through while it was open would be refused now.
+    async def _verdict(self, scope: Scope, mark: Mark | None, *, docs: bool, exempt: bool = False) -> Verdict:
+        state = self._look() or await self._state()
+        verdict = decide(mark, self._mode(state), scope.get("method"))
+        if verdict is Verdict.REFUSED_UNLESS_EXEMPT:
+            covered = exempt or await self._exemptions.cover(scope, docs)
+            verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
+        return verdict
 
-        One that was let through for another reason, its mark or an exemption, would be so again.
-        """
-        if scope.get(DECIDED, {}).get(self.owner) is not _ADMITTED:
-            return False
-        known, mode = self.mode_if_known()
-        return known and decide(None, mode, scope.get("method")) is not _ADMITTED
+    # Streams
+
+    def admitted(self, scope: Scope) -> bool:
+        """Tell whether a request was let through because it was open, not for its mark or an exemption."""
+        return scope.get(DECIDED, {}).get(self.owner) is _ADMITTED
+
+    def is_closed_to(self, method: str | None) -> bool:
+        """Tell, without waiting, whether it is closed for this method; exemptions are another question."""
+        _, mode = self.mode_if_known()
+        return decide(None, mode, method) is not _ADMITTED
+
+    async def would_refuse(self, scope: Scope, endpoint: object, *, docs: bool) -> bool:
+        """Tell whether a request that was let through would be refused now; notes nothing."""
+        with passing(self.owner):
+            mark = mark_of(endpoint) if marks_set() else None
+            return await self._verdict(scope, mark, docs=docs) is Verdict.REFUSED
 
     def report(self, refusal: MaintenanceActive, scope: Scope, gate: str, route: str | None) -> None:
         """Tell the log, at debug, and OpenTelemetry of a refusal: planned maintenance is not an error."""
         logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])
-        self.owner.telemetry.refused(refusal.status.mode or "full", gate, route)
+        self.owner.telemetry.refused(scope, refusal.status.mode or "full", gate, route)

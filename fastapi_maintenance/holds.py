@@ -13,6 +13,7 @@ from typing import ParamSpec, Protocol, TypeVar, get_args
 
 import anyio
 
+from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends.base import Edit, HoldStore, StateReader, StateStore
 from fastapi_maintenance.errors import BackendError, DrainUnsupported
 from fastapi_maintenance.state import (
@@ -49,6 +50,11 @@ class Stored(Protocol):
     @property
     def name(self) -> str:
         """The backend's name for people."""
+        ...
+
+    @property
+    def revision(self) -> int | None:
+        """The revision that is known, if any."""
         ...
 
     async def read(self) -> MaintenanceState:
@@ -94,7 +100,7 @@ class Holder:
     async def take(self, hold: Hold) -> None:
         """Begin `hold`; when this raises, it has not begun."""
         backend = self._stored.backend
-        if isinstance(backend, HoldStore):
+        if isinstance(backend, HoldStore) and _can_hold(backend):
             with self._failing_as("begun"):
                 await backend.take_hold(hold)
             await self._stored.read()
@@ -108,7 +114,7 @@ class Holder:
     async def end(self, hold: Hold, *, failed: bool) -> None:
         """End `hold`, or leave it an orphan when its body failed and it says so. Calling it again does nothing."""
         backend = self._stored.backend
-        if isinstance(backend, HoldStore):
+        if isinstance(backend, HoldStore) and _can_hold(backend):
             with self._failing_as("ended"):
                 await backend.end_hold(hold, failed=failed)
             await self._stored.read()
@@ -136,6 +142,11 @@ class Holder:
             elif stores or not orphans:
                 await self._stored.change(edit)
                 self._put_back = _NOTHING
+
+    def record(self, what: str, hold: Hold, scope: str) -> None:
+        """Log what became of a hold."""
+        revision = self._stored.revision
+        record(f"hold {hold.id} {what}", scope=scope, by=hold.by, why=hold.message, revision=revision)
 
     def _replace(self, hold: Hold, *by: Hold) -> None:
         with self._edit:
@@ -211,6 +222,11 @@ class Holder:
             self._turn.release()
 
 
+def _can_hold(backend: HoldStore) -> bool:
+    """Tell whether the system lets the backend do what it can do elsewhere."""
+    return bool(getattr(backend, "can_hold", True))
+
+
 class ActiveHold:
     """A hold while its block runs.
 
@@ -240,10 +256,10 @@ class HoldContext:
     Entered again once it was left, it makes another hold; entered twice at once it is a `RuntimeError`.
     """
 
-    def __init__(self, holder: Callable[[], Holder], template: Hold) -> None:
+    def __init__(self, holder: Callable[[], tuple[Holder, str]], template: Hold) -> None:
         self._holder = holder
         self._template = template
-        self._entered: tuple[Holder, Hold] | None = None
+        self._entered: tuple[Holder, Hold, str] | None = None
 
     def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         """Hold for the time of each call of an `async def`.
@@ -268,11 +284,13 @@ class HoldContext:
         """Begin a hold. `BackendError` when it could not be stored; it has not begun then."""
         if self._entered is not None:
             raise RuntimeError("this hold is already entered; call on() for each block, holds may overlap")
-        holder = self._holder()
-        hold = self._template.model_copy(update={"id": secrets.token_hex(8), "since": utcnow()})
-        self._entered = (holder, hold)
+        holder, scope = self._holder()
+        own = {"id": secrets.token_hex(8), "since": utcnow(), "by": self._template.by or whoami()}
+        hold = self._template.model_copy(update=own)
+        self._entered = (holder, hold, scope)
         try:
             await holder.take(hold)
+            holder.record("begun", hold, scope)
             return ActiveHold(hold.id)
         except BaseException:
             # A cancellation may have come after the hold was stored.
@@ -286,7 +304,10 @@ class HoldContext:
         """End the hold, whatever happens to this task; an error of the body comes out first."""
         entered, self._entered = self._entered, None
         if entered is not None:
-            await _leave(*entered, failed=error is not None, quiet=error is not None)
+            holder, hold, scope = entered
+            await _leave(holder, hold, failed=error is not None, quiet=error is not None)
+            kept = error is not None and hold.on_failure == "keep"
+            holder.record("failed, kept closed" if kept else "ended", hold, scope)
 
 
 async def _leave(holder: Holder, hold: Hold, *, failed: bool, quiet: bool) -> None:

@@ -14,6 +14,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import DECIDED, Gate, current_owner, enter, leave, passing
@@ -74,8 +75,9 @@ class Maintenance:
         self.exempt_handler = exempt_handler
         self.response_handler = response_handler
         self.use_backend(backend_from_url(self.settings.backend, scope) if backend is None else backend)
-        self.telemetry = Telemetry(scope, self._last_known_mode)
         self.gate = Gate(self, exempt_handler, response_handler)
+        self.telemetry = Telemetry(scope, self.last_known_mode)
+        self._warned: set[str] = set()
 
     def use_backend(self, backend: object) -> None:
         """Keep the state in `backend` from now on.
@@ -130,7 +132,7 @@ class Maintenance:
 
     @property
     def responses(self) -> dict[int | str, dict[str, Any]]:
-        """The refusal for OpenAPI: `APIRouter(responses=maintenance.responses)`; `describe(app)` finds out by itself."""
+        """The refusal for OpenAPI: `APIRouter(responses=maintenance.responses)`; `describe(app)` needs no list."""
         return {self.settings.status_code: refusal_response()}
 
     def describe(self, app: Any) -> None:
@@ -153,7 +155,9 @@ class Maintenance:
         """
         for route, path in self._covered(app, everything=everything):
             stays_open = mark_of(route.endpoint) is Mark.FORCED_OFF or self.gate.exempts_path(path)
-            if path in PROBES and "GET" in route.methods and not stays_open:
+            asked = route.methods is None or "GET" in route.methods
+            if path in PROBES and asked and not stays_open and path not in self._warned:
+                self._warned.add(path)
                 logger.warning(
                     "The probe %s is refused during maintenance: mark it @force_maintenance_mode_off, or add it to "
                     "%sEXEMPT_PATHS",
@@ -165,19 +169,38 @@ class Maintenance:
     def _covered(self, app: Any, *, everything: bool = False) -> Iterator[tuple[Any, str]]:
         """Give the operations of `app` that a gate of this object covers, as included, each with its path."""
         everything = everything or any(
-            getattr(entry.cls, "covers_everything", False) and entry.kwargs.get("maintenance", self) is self
+            getattr(entry.cls, "covers_everything", False)
+            and entry.kwargs.get("backend") is None
+            and self._serves(app, entry.kwargs.get("maintenance"), None)
             for entry in app.user_middleware
         )
         for original, context in operations_of(app):
-            if everything or isinstance(original, GatedRoute) or self._guards(getattr(context, "dependant", None)):
+            if (
+                everything
+                or (isinstance(original, GatedRoute) and self._serves(app, original.maintenance, _guarding(app)))
+                or self._guards(getattr(context, "dependant", None))
+            ):
                 yield context, context.path_format
+
+    def _serves(self, app: Any, bound: object, guarding: object) -> bool:
+        """Tell whether a gate serves this object, as far as it can be known before a request.
+
+        Args:
+            app: The application.
+            bound: The object that the gate is bound to.
+            guarding: The object that an unbound one serves before the default object.
+        """
+        if bound is None and get_maintenance in getattr(app, "dependency_overrides", {}):
+            return True
+        return (bound or guarding or _Default.maintenance) is self
 
     def _guards(self, dependant: Any) -> bool:
         return dependant is not None and any(
             _guard_of(below.call) is self or self._guards(below) for below in dependant.dependencies
         )
 
-    def _last_known_mode(self) -> Mode | None:
+    def last_known_mode(self) -> Mode | None:
+        """Give the mode while active, as it was known last, without waiting; for code that is not async."""
         return self.gate.last_known_mode()
 
     @cached_property
@@ -186,6 +209,7 @@ class Maintenance:
         bound = self.gate
 
         class BoundMaintenanceRoute(MaintenanceRoute):
+            maintenance = self
             refusal_code = self.settings.status_code
 
             async def gate(self, scope: Scope) -> Gate:  # noqa: ARG002 - bound
@@ -199,6 +223,7 @@ class Maintenance:
 
         `FastAPI(lifespan=maintenance.lifespan)`, or `async with maintenance.lifespan(app):` inside one of your own.
         """
+        self.telemetry.begin()
         if app is not None:
             self.warn_of_probes(app)
         with passing(self):
@@ -224,7 +249,7 @@ class Maintenance:
             retry_after: Whole seconds after which clients may come back, where the end is unknown.
             until: When it ends by itself, with a time zone.
             mode: `full` or `read_only`.
-            by: Who did it.
+            by: Who did it; user@host:pid when left out.
 
         Returns:
             The new status.
@@ -235,13 +260,14 @@ class Maintenance:
             BackendReadOnlyError: The backend can only be read.
             BackendError: It could not be stored.
         """
+        by = by or whoami()
 
         def on(state: MaintenanceState) -> MaintenanceState:
             return state.with_switch(utcnow(), message=message, retry_after=retry_after, until=until, mode=mode, by=by)
 
         on(OPEN)
         await self.snapshot.holds.switch(on, on=True)
-        return await self.status()
+        return await self._recorded("enabled", by, message)
 
     async def disable(self, *, by: str | None = None) -> MaintenanceStatus:
         """Turn the switch off and end orphans. Live holds stay; `status.holds` tells who still keeps it closed.
@@ -257,8 +283,7 @@ class Maintenance:
             BackendError: It could not be stored.
         """
         await self.snapshot.holds.switch(MaintenanceState.without_switch, on=False)
-        logger.debug("Maintenance disabled", extra={"scope": self.scope, "by": by})
-        return await self.status()
+        return await self._recorded("disabled", by or whoami(), None)
 
     async def schedule(
         self,
@@ -287,8 +312,10 @@ class Maintenance:
             BackendReadOnlyError: The backend can only be read.
             BackendError: It could not be stored.
         """
+        by = by or whoami()
         window = planned_window(secrets.token_hex(4), start, end, message=message, mode=mode, by=by)
         await self.snapshot.change(lambda state: state.with_window(window))
+        await self._recorded(f"window {window.id} scheduled", by, message)
         return window
 
     async def unschedule(self, window_id: str) -> MaintenanceStatus:
@@ -303,7 +330,12 @@ class Maintenance:
             BackendError: It could not be stored.
         """
         await self.snapshot.change(lambda state: state.without_window(window_id))
-        return await self.status()
+        return await self._recorded(f"window {window_id} unscheduled", whoami(), None)
+
+    async def _recorded(self, what: str, by: str, why: str | None) -> MaintenanceStatus:
+        status = await self.status()
+        record(what, scope=self.scope, by=by, why=why, revision=status.revision)
+        return status
 
     def on(
         self,
@@ -336,7 +368,7 @@ class Maintenance:
         template = hold_template(
             message=message, mode=mode, drain=drain, min_workers=min_workers, on_failure=on_failure, by=by
         )
-        return HoldContext(lambda: self.snapshot.holds, template)
+        return HoldContext(lambda: (self.snapshot.holds, self.scope), template)
 
 
 def _warn_of_idle_variable(scope: str, backend: object) -> None:

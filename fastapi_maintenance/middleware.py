@@ -1,6 +1,7 @@
 """The middleware: the same decision, for what dependency injection cannot reach."""
 
 import copy
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -13,8 +14,8 @@ from fastapi_maintenance.gate import Gate, enter, leave
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
 from fastapi_maintenance.marks import mark_of, marks_set
 from fastapi_maintenance.refusal import ResponseHandler, answered, deny
-from fastapi_maintenance.routing import ForcedOn, operation_of, routed
-from fastapi_maintenance.streams import Streams, may_stream
+from fastapi_maintenance.routing import ForcedOn, Operation, operation_of, routed
+from fastapi_maintenance.streams import Streams
 
 
 class MaintenanceModeMiddleware:
@@ -30,7 +31,6 @@ class MaintenanceModeMiddleware:
         backend: Where the state is kept.
         exempt_handler: Gets the request without its body; `True` lets it through. Sync or async.
         response_handler: Gets the request, and the status if it takes two arguments; gives the response. Sync or async.
-
         close_streams_after: Seconds after which, when the gate closes, open websockets are closed with 1012 and event
             streams are ended; their `finally` blocks run. Left out, they go on. It may stand beside `maintenance`.
 
@@ -93,8 +93,10 @@ class MaintenanceModeMiddleware:
                 if refusal is not None:
                     await self._refuse(refusal, scope, receive, send)
                     return
-            if self._streams is not None and may_stream(scope):
-                await self._streams.run(self.app, scope, receive, send, lambda: gate.closes(scope))
+            if self._streams is not None and gate.admitted(scope):
+                # Routing writes into the scope, so the question is asked with what it was before.
+                refused = partial(self._would_refuse, gate, dict(scope))
+                await self._streams.run(self.app, scope, receive, send, gate, refused)
             else:
                 await self.app(scope, receive, send)
         finally:
@@ -110,10 +112,7 @@ class MaintenanceModeMiddleware:
         return self._forced_on.may_match(scope)
 
     async def _check(self, gate: Gate, scope: Scope) -> MaintenanceActive | None:
-        router = self._router(scope)
-        if router is None:
-            return await gate.check(scope, self.app if mark_of(self.app) else scope.get("endpoint"), applied=False)
-        operation = operation_of(router, scope)
+        operation = self._operation(scope)
         if operation is None:
             # Not noted as decided: where this middleware was mistaken, another gate is to ask.
             return None
@@ -121,6 +120,16 @@ class MaintenanceModeMiddleware:
         if refusal is not None:
             gate.report(refusal, scope, "middleware", operation.path)
         return refusal
+
+    async def _would_refuse(self, gate: Gate, scope: Scope) -> bool:
+        operation = self._operation(scope)
+        return operation is not None and await gate.would_refuse(scope, operation.endpoint, docs=operation.docs)
+
+    def _operation(self, scope: Scope) -> Operation | None:
+        router = self._router(scope)
+        if router is None:
+            return Operation(self.app if mark_of(self.app) else scope.get("endpoint"))
+        return operation_of(router, scope)
 
     async def _refuse(self, refusal: MaintenanceActive, scope: Scope, receive: Receive, send: Send) -> None:
         registered = getattr(self._application(scope), "exception_handlers", {})

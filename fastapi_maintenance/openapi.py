@@ -1,6 +1,7 @@
 """What the OpenAPI description says of a refusal."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 from fastapi_maintenance.marks import Mark, mark_of
@@ -79,5 +80,6 @@ def _tell(path_item: dict[str, Any], route: Any, code: str) -> None:
     for method in route.methods or ():
         operation = path_item.get(method.lower())
         if operation is not None:
-            response = refusal_response(always=mark is Mark.FORCED_ON)
+            # Whoever extends the description must not change that of other operations.
+            response = deepcopy(refusal_response(always=mark is Mark.FORCED_ON))
             operation.setdefault("responses", {}).setdefault(code, response)

@@ -219,6 +219,9 @@ class ForcedOn:
 class GatedRoute(APIRoute):
     """A route that asks its gate before the body is read and before any dependency runs; 405 stays 405."""
 
+    maintenance: ClassVar[object | None] = None
+    """The object that the class is bound to."""
+
     refusal_code: ClassVar[int] = 503
 
     @property

@@ -65,6 +65,9 @@ class FlagStore:
     async def change_state(self, edit: Edit) -> MaintenanceState:
         """Store the switch of `edit(last known state)`; a `BackendError` when it says more than on or off."""
         state = edit(self._state)
+        if state.switch is not None:
+            # Who did it goes to the log.
+            state = state.with_given_switch(state.switch.model_copy(update={"by": None}))
         if state.word is None:
             raise BackendError(
                 repr(self),
@@ -97,6 +100,11 @@ class Snapshot:
     def stale(self) -> float | None:
         """For how many seconds the backend could not be asked, `None` when it can."""
         return None if self._failing_since is None else time.monotonic() - self._failing_since
+
+    @property
+    def revision(self) -> int | None:
+        """The revision that is known, `None` while nothing is."""
+        return None if self._known is None else self._known.revision
 
     @property
     def name(self) -> str:

@@ -1,6 +1,6 @@
 """The document a backend remembers, and what it means at an instant. No I/O; the clock is an argument."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self, TypeAlias, cast, get_args
@@ -402,6 +402,19 @@ class MaintenanceState(_Part):
     def without_hold(self, hold_id: str) -> Self:
         """End the hold `hold_id`; nothing happens when it is gone."""
         return self._changed(holds=tuple(hold for hold in self.holds if hold.id != hold_id))
+
+    def with_orphan(self, hold: Hold) -> Self:
+        """Leave `hold` closed without an owner, until the switch is turned off."""
+        return self.with_hold(hold.model_copy(update={"phase": "orphan"}))
+
+    def with_live_holds(self, alive: Collection[str]) -> Self:
+        """Give the state after the death of all owners but those of `alive`; no change of its own."""
+        holds = tuple(
+            hold if hold.phase == "orphan" or hold.id in alive else hold.model_copy(update={"phase": "orphan"})
+            for hold in self.holds
+            if hold.phase == "orphan" or hold.id in alive or hold.on_failure == "keep"
+        )
+        return self if holds == self.holds else self.model_copy(update={"holds": holds})
 
     def without_past(self, now: datetime) -> Self:
         """Forget windows that ended more than a day before `now`; no change of its own."""

@@ -1,15 +1,21 @@
 """Ending what is open when a gate closes: websockets and event streams, after a time of grace. Nothing else."""
 
 import asyncio
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from math import inf
+from uuid import uuid4
 
 import anyio
 from anyio.lowlevel import RunVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.tasks import spawn
+
+logger = logging.getLogger("fastapi_maintenance")
 
 SERVICE_RESTART = 1012
 """Close code "Service Restart" (IANA WebSocket Close Code Number registry)."""
@@ -19,62 +25,8 @@ EVENT_STREAM = b"text/event-stream"
 LOOK_EVERY = 0.25
 """Seconds between two looks at the state while a stream is open."""
 
-
-def may_stream(scope: Scope) -> bool:
-    """Tell whether a connection is a websocket, or asks for an event stream."""
-    if scope["type"] == "websocket":
-        return True
-    return any(name == b"accept" and EVENT_STREAM in value.lower() for name, value in scope["headers"])
-
-
-class _Connection:
-    """One open websocket or event stream."""
-
-    def __init__(self, scope: Scope, send: Send, closed: Callable[[], bool]) -> None:
-        self.cancel = anyio.CancelScope()
-        self._closed = closed
-        self._deadline: float | None = None
-        self._websocket = scope["type"] == "websocket"
-        self._send = send
-        self._streams = self._websocket
-        self._done = False
-
-    async def send(self, message: Message) -> None:
-        """Pass a message on, and learn from it what there is to end."""
-        kind = message["type"]
-        if kind == "http.response.start":
-            types = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
-            self._streams = any(value.lower().startswith(EVENT_STREAM) for value in types)
-        elif kind == "http.response.body":
-            self._done = not message.get("more_body", False)
-        elif kind in {"websocket.close", "websocket.http.response.start"}:
-            self._done = True
-        await self._send(message)
-
-    def look(self, now: float, grace: float) -> None:
-        """End the connection when its gate has been closed for `grace` seconds."""
-        if not self._closed():
-            self._deadline = None
-        elif self._deadline is None:
-            self._deadline = now + grace
-        if self._deadline is not None and now >= self._deadline and self._streams and not self._done:
-            self.cancel.cancel()
-
-    async def end(self) -> None:
-        """Tell the client that it is over."""
-        if self._websocket:
-            await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "service restart"})
-        else:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-@dataclass
-class _Open:
-    """What is open in one event loop."""
-
-    connections: set[_Connection] = field(default_factory=set[_Connection])
-    watched: bool = False
-    tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+STALLED = 1.0
+"""Seconds after the grace for which a message that is on its way is waited for."""
 
 
 class Streams:
@@ -86,9 +38,18 @@ class Streams:
 
     def __init__(self, grace: float) -> None:
         self._grace = grace
-        self._here: RunVar[_Open | None] = RunVar("fastapi_maintenance_streams", default=None)
+        # Under older anyio, variables of one name are one variable.
+        self._here: RunVar[_Here | None] = RunVar(f"fastapi_maintenance_streams_{uuid4()}", default=None)
 
-    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, closed: Callable[[], bool]) -> None:
+    async def run(
+        self,
+        app: ASGIApp,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        gate: Gate,
+        refused: Callable[[], Awaitable[bool]],
+    ) -> None:
         """Run `app` for one connection, until it ends or has to.
 
         Args:
@@ -96,32 +57,142 @@ class Streams:
             scope: The ASGI scope.
             receive: The ASGI receive channel.
             send: The ASGI send channel.
-            closed: Tells, without waiting, whether the gate is closed for this connection.
+            gate: The gate that has let the connection through.
+            refused: Tells, once that is closed, whether the connection would be refused now.
         """
         here = self._here.get()
         if here is None:
-            here = _Open()
+            here = _Here(self._grace)
             self._here.set(here)
-        connection = _Connection(scope, send, closed)
-        here.connections.add(connection)
-        if not here.watched:
-            here.watched = True
-            spawn(lambda: self._watch(here), here.tasks)
+        connection = _Connection(here, (gate, scope.get("method")), receive, send, refused)
         try:
             with connection.cancel:
-                await app(scope, receive, connection.send)
-            if connection.cancel.cancelled_caught:
+                await app(scope, connection.receive, connection.send)
+            if connection.cancel.cancel_called and connection in here.open:
                 await connection.end()
         finally:
-            here.connections.discard(connection)
+            here.open.discard(connection)
 
-    async def _watch(self, here: _Open) -> None:
-        """Look at the state while anything is open."""
+
+class _Here:
+    """What is open in one event loop, and the one task that watches it."""
+
+    def __init__(self, grace: float) -> None:
+        self.grace = grace
+        self.open: set[_Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._watched = False
+
+    def join(self, connection: "_Connection") -> None:
+        """Watch a connection that has become a stream."""
+        self.open.add(connection)
+        if not self._watched:
+            self._watched = True
+            spawn(self._watch, self.tasks)
+
+    async def _watch(self) -> None:
+        """Look at the state while anything is open, once for all that share a gate and a method."""
         try:
-            while here.connections:
-                now = time.monotonic()
-                for connection in tuple(here.connections):
-                    connection.look(now, self._grace)
+            while self.open:
+                now = anyio.current_time()
+                places = {connection.place for connection in self.open}
+                closed = {(gate, method) for gate, method in places if gate.is_closed_to(method)}
+                for connection in tuple(self.open):
+                    connection.look(now, closed=connection.place in closed)
                 await anyio.sleep(LOOK_EVERY)
         finally:
-            here.watched = False
+            self._watched = False
+
+
+class _Connection:
+    """One connection; it is among the open ones from when it has become a stream until its end."""
+
+    def __init__(
+        self,
+        here: _Here,
+        place: tuple[Gate, str | None],
+        receive: Receive,
+        send: Send,
+        refused: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self.cancel = anyio.CancelScope()
+        self.place = place
+        self._here = here
+        self._receive = receive
+        self._send = send
+        self._refused = refused
+        self._websocket = place[1] is None
+        self._sending = 0
+        self._closed_at: float | None = None
+        self._deadline = inf
+
+    async def receive(self) -> Message:
+        """Give the next message; a client that has gone leaves nothing to end."""
+        message = await self._receive()
+        if message["type"] in {"websocket.disconnect", "http.disconnect"}:
+            self._here.open.discard(self)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, and learn from it whether this is a stream, and whether it is over."""
+        if self in self._here.open and _is_last(message):
+            self._here.open.discard(self)
+            # An end of the application's own, perhaps in its `finally` block, is not cut short.
+            with anyio.CancelScope(shield=True):
+                await self._send(message)
+            return
+        self._sending += 1
+        try:
+            await self._send(message)
+        finally:
+            self._sending -= 1
+        if _is_stream(message):
+            self._here.join(self)
+
+    def look(self, now: float, *, closed: bool) -> None:
+        """End the connection when it has been refused for the time of grace.
+
+        It is ended between two messages: a generator that is cancelled where it waits by itself runs its `finally`
+        block at once, one that waits for its consumer does so when it is collected. A client that takes no message is
+        not waited for.
+        """
+        if not closed:
+            self._closed_at, self._deadline = None, inf
+        elif self._closed_at is None:
+            self._closed_at = now
+            spawn(partial(self._judge, now), self._here.tasks)
+        elif now >= self._deadline + (STALLED if self._sending else 0):
+            self.cancel.cancel()
+
+    async def _judge(self, closed_at: float) -> None:
+        """Ask, once for each time that the gate closes, whether mark and exemptions let this connection go on."""
+        try:
+            refused = await self._refused()
+        except Exception:
+            logger.exception("It cannot be told whether a stream is to end, so it goes on")
+            return
+        if refused and self._closed_at == closed_at:
+            self._deadline = closed_at + self._here.grace
+
+    async def end(self) -> None:
+        """Tell the client that it is over."""
+        with suppress(OSError):  # it may have gone
+            if self._websocket:
+                await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "service restart"})
+            else:
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _is_stream(message: Message) -> bool:
+    """Tell whether a stream begins: an accepted websocket, or an event stream whose length is not told."""
+    if message["type"] != "http.response.start":
+        return bool(message["type"] == "websocket.accept")
+    headers = {name.lower(): value for name, value in message.get("headers", ())}
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return bool(media_type == EVENT_STREAM) and b"content-length" not in headers
+
+
+def _is_last(message: Message) -> bool:
+    if message["type"] == "http.response.body":
+        return not message.get("more_body", False)
+    return bool(message["type"] == "websocket.close")

@@ -20,7 +20,7 @@ MODULES = {
 }
 LAYERS = [
     ["state", "marks", "tasks", "negotiation"],
-    ["decision", "errors", "openapi", "page", "streams", "telemetry"],
+    ["decision", "errors", "openapi", "page", "telemetry"],
     ["backends.base"],
     ["backends.env", "backends.file", "backends.memory"],
     ["backends"],
@@ -28,7 +28,7 @@ LAYERS = [
     ["exemptions", "snapshot"],
     ["refusal"],
     ["gate"],
-    ["routing"],
+    ["routing", "streams"],
     ["maintenance"],
     ["middleware", "functional"],
 ]

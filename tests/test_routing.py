@@ -606,3 +606,9 @@ def test_a_route_class_needs_a_gate():
     app.get("/op")(lambda: 1)
     with pytest.raises(NotImplementedError):
         statuses(app, "/op")
+
+
+def test_wrong_method_without_an_application():
+    """A route class in a plain router, without an application around it, leaves 405 to the framework as well."""
+    route = closed_one().route_class("/op", lambda: 1, methods=["GET"])
+    assert TestClient(Router([route])).post("/op").status_code == 405

@@ -8,6 +8,7 @@ import secrets
 import stat
 import threading
 import time
+from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -15,8 +16,10 @@ from typing import NamedTuple, TypeAlias
 import anyio.to_thread
 
 from fastapi_maintenance.backends.base import BaseStateBackend, Edit
+from fastapi_maintenance.backends.locks import Gate, Revision, gate_beside
+from fastapi_maintenance.backends.locks import Hold as HoldLock
 from fastapi_maintenance.errors import BackendError
-from fastapi_maintenance.state import OPEN, MaintenanceState, Switch, mode_of_word, utcnow
+from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, Switch, mode_of_word, utcnow
 from fastapi_maintenance.tasks import to_the_end
 
 SIZE_LIMIT = 4 * 1024 * 1024
@@ -32,6 +35,10 @@ _Identity: TypeAlias = tuple[int, int, int, int, int] | None
 
 _UNSEEN: _Identity = (-1, -1, -1, -1, -1)
 """What a file is that may be there but cannot be looked at."""
+
+
+ALIVE_FOR = 0.02
+"""Seconds for which a hold that was seen alive is taken to be so."""
 
 
 class _Look(NamedTuple):
@@ -50,6 +57,9 @@ class LocalFileBackend(BaseStateBackend):
     The file holds a JSON document, or simply `1` or `0` as a shell writes it (`echo 1 > PATH`). A missing file means
     open, and reading creates nothing. A file that cannot be read or understood is a failure, never "off".
 
+    Beside it, `PATH.gate` is made at the first change or hold: it lets one process write at a time, so no change is
+    lost, and ends each hold with its process. Both belong on a local disk, in the service's own directory.
+
     Args:
         file_path: The file. Its directory must exist.
 
@@ -61,6 +71,9 @@ class LocalFileBackend(BaseStateBackend):
         self.file_path: str = os.path.abspath(os.fspath(file_path))
         self._look = _Look(None, settled=False, raw=None, state=OPEN)
         self._lock = threading.Lock()
+        self._gate = gate_beside(self.file_path)
+        self._held: dict[str, HoldLock] = {}
+        self._living: tuple[MaintenanceState, float, MaintenanceState] | None = None
         directory = Path(self.file_path).parent
         if not directory.is_dir():
             raise self._error(f"the directory {directory} does not exist; create it, or name another path")
@@ -75,7 +88,7 @@ class LocalFileBackend(BaseStateBackend):
             look = self._look = self._read()
         if look.error is not None:
             raise self._error(look.error)
-        return look.state
+        return self._with_live_holds(look.state) if look.state.holds else look.state
 
     async def read_state(self) -> MaintenanceState:
         """Give the state."""
@@ -88,6 +101,27 @@ class LocalFileBackend(BaseStateBackend):
             BackendError: The file cannot be read (then it is not overwritten) or not be written.
         """
         return await to_the_end(lambda: anyio.to_thread.run_sync(self._change, edit))
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether this system ends a hold with its process; if not, holds turn the switch on and off again."""
+        return self._gate is not None
+
+    async def take_hold(self, hold: Hold) -> None:
+        """Begin `hold`, for all processes; the kernel ends it with this one.
+
+        Raises:
+            BackendError: It could not be stored; it has not begun.
+        """
+        await to_the_end(lambda: anyio.to_thread.run_sync(self._take, hold))
+
+    async def end_hold(self, hold: Hold, *, failed: bool) -> None:
+        """End `hold`, or leave an orphan.
+
+        Raises:
+            BackendError: It ended, but could not be told from one that failed, so that it stays as an orphan.
+        """
+        await to_the_end(lambda: anyio.to_thread.run_sync(self._end, hold, failed))
 
     async def get_value(self) -> bool:
         """Tell whether maintenance is on now."""
@@ -146,32 +180,105 @@ class LocalFileBackend(BaseStateBackend):
         if text.startswith("{"):
             return MaintenanceState.from_json(text)
         mode = mode_of_word(text)
+        if self._gate is not None:
+            revision = max(revision, self._gate.revision())
         since = datetime.fromtimestamp(info.st_mtime, UTC)
         return MaintenanceState(revision=revision, switch=None if mode is None else Switch(since=since, mode=mode))
 
+    # Holds
+
+    def _with_live_holds(self, state: MaintenanceState, *, fresh: bool = False) -> MaintenanceState:
+        """Give the state without holds whose process is gone; those that asked to be kept are orphans then."""
+        if self._gate is None:  # pragma: no cover - Windows
+            return state
+        now, known = time.monotonic(), self._living
+        if known is not None and known[0] is state and now < known[1] and not fresh:
+            return known[2]
+        try:
+            alive = self._gate.alive(hold.id for hold in state.holds if hold.phase != "orphan")
+        except OSError as error:
+            raise self._error(f"its gate cannot be read: {_say(error, self._gate.path)}") from None
+        living = state.with_live_holds(alive)
+        if known is not None and known[2] == living:
+            living = known[2]
+        self._living = (state, now + ALIVE_FOR, living)
+        return living
+
+    def _take(self, hold: Hold) -> None:
+        try:
+            lock = self._locks().hold(hold.id)
+        except OSError as error:
+            raise self._error(f"its gate cannot be written: {_say(error, self.file_path)}") from None
+        try:
+            self._change(lambda state: state.with_hold(hold))
+        except BaseException:
+            lock.release()
+            raise
+        self._held[hold.id] = lock
+
+    def _end(self, hold: Hold, failed: bool) -> None:  # noqa: FBT001 - what a thread is given
+        lock = self._held.pop(hold.id, None)
+        if lock is None:
+            return
+        if hold.on_failure == "lift":
+            # What ends it is the lock; the next change forgets it where this one cannot.
+            lock.release()
+            with contextlib.suppress(BackendError):
+                self._change(lambda state: state.without_hold(hold.id))
+            return
+        try:
+            self._change(lambda state: state.with_orphan(hold) if failed else state.without_hold(hold.id))
+        finally:
+            lock.release()
+
+    def _locks(self) -> Gate:
+        if self._gate is None:  # pragma: no cover - Windows
+            raise self._error("holds cannot be kept on this system")
+        return self._gate
+
     # Writing
 
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[Revision | None]:
+        """Be the only writer, of all processes where the system can."""
+        with self._lock, contextlib.ExitStack() as stack:
+            try:
+                revision = None if self._gate is None else stack.enter_context(self._gate.writing())
+            except TimeoutError as error:
+                raise self._error(f"cannot be written: {error}") from None
+            except OSError as error:
+                raise self._error(f"cannot be written: {_say(error, f'{self.file_path}.gate')}") from None
+            yield revision
+
     def _change(self, edit: Edit) -> MaintenanceState:
-        with self._lock:
+        with self._writing() as revision:
             look = self._read()
             if look.error is not None and look.raw != b"":
                 raise self._error(f"{look.error}. It was not overwritten: mend it, or delete it to start anew")
-            state = edit(look.state)
-            if state is not look.state:
+            before = self._with_live_holds(look.state, fresh=True)
+            if revision is not None and revision.get() > before.revision:
+                before = before.model_copy(update={"revision": revision.get()})
+            state = edit(before)
+            if state is not before:
                 raw = (state.word or state.to_json()).encode() + b"\n"
-                self._write(raw)
+                self._write(raw, revision, state.revision)
                 self._look = _Look(None, settled=False, raw=raw, state=state)
             return state
 
-    def _write(self, raw: bytes) -> None:
+    def _write(self, raw: bytes, revision: Revision | None, number: int) -> None:
         if len(raw) > SIZE_LIMIT:
             raise self._error(f"the state would have {len(raw)} bytes, at most {SIZE_LIMIT} are allowed")
         directory, name = os.path.split(self.file_path)
         temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
         try:
+            if revision is not None:
+                revision.begin()
+                _remove_left_over(directory, name)
             self._fill(temporary, raw)
             os.replace(temporary, self.file_path)
             _sync_directory(directory)
+            if revision is not None:
+                revision.end(number)
         except OSError as error:
             raise self._error(f"cannot be written: {_say(error, directory)}") from None
         finally:
@@ -205,6 +312,13 @@ class LocalFileBackend(BaseStateBackend):
 
     def _error(self, reason: str) -> BackendError:
         return BackendError(f"state file {self.file_path}", reason)
+
+
+def _remove_left_over(directory: str, name: str) -> None:
+    """Remove what writers that were killed left; the only writer there is calls it."""
+    for entry in os.scandir(directory):
+        if entry.name.startswith(f".{name}.") and entry.name.endswith(".tmp"):
+            os.unlink(entry.path)
 
 
 def _sync_directory(directory: str) -> None:

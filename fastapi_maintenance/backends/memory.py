@@ -34,8 +34,7 @@ class MemoryBackend(BaseStateBackend):
     async def end_hold(self, hold: Hold, *, failed: bool) -> None:
         """End `hold`, or leave an orphan."""
         if failed and hold.on_failure == "keep":
-            orphan = hold.model_copy(update={"phase": "orphan"})
-            await self.change_state(lambda state: state.with_hold(orphan))
+            await self.change_state(lambda state: state.with_orphan(hold))
         else:
             await self.change_state(lambda state: state.without_hold(hold.id))
 

@@ -1,0 +1,222 @@
+"""Kernel locks beside the state file: one writer at a time, and holds that end with their process.
+
+Linux has byte-range locks that belong to an open file description (fcntl(2), "Open file description locks"): one gate
+file, `PATH.gate`, serves all. Other POSIX systems have flock(2): the gate file is for writers, and each hold has a file
+of its own. The kernel drops the locks of the dead. Windows has neither (`gate_beside` gives `None`): writers exclude
+each other in one process only, and a hold is no more than on a true/false store.
+
+Each owner opens the file for itself: locks of one open file description never conflict with each other.
+"""
+
+import contextlib
+import os
+import struct
+import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl as _fcntl
+except ImportError:  # pragma: no cover - Windows
+    _fcntl = None  # type: ignore[assignment]
+
+fcntl: Any = _fcntl
+
+WRITE_TIMEOUT = 5.0
+"""Seconds to wait for another process that is writing."""
+
+_RETRY = 0.001
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+_REVISION = struct.Struct("<Q")
+_WRITER = _REVISION.size
+_HOLDS = 1 << 62
+_HOLDS_SIZE = 1 << 61
+_FLOCK = struct.Struct("hhqqi4x")
+"""`struct flock` of 64-bit Linux: type, whence, start, length, pid."""
+
+
+class Hold:
+    """The lock of one hold.
+
+    Args:
+        descriptor: An open file description of its own.
+        path: A file that goes with the hold, if any.
+    """
+
+    def __init__(self, descriptor: int, path: str | None = None) -> None:
+        self._descriptor = descriptor
+        self._path = path
+
+    def release(self) -> None:
+        """Let go; plain system calls that a cancellation cannot break off."""
+        with contextlib.suppress(OSError):
+            if self._path is not None:
+                os.unlink(self._path)
+        try:
+            # Explicitly, for a process that was forked inside the hold has a copy of the descriptor.
+            if self._path is None:
+                _range_lock(self._descriptor, fcntl.F_UNLCK, 0, 0)
+            else:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        finally:
+            os.close(self._descriptor)
+
+
+class Gate:
+    """The locks beside one state file, for Linux.
+
+    Args:
+        state_path: The state file; the gate is made when somebody writes or holds, and never replaced.
+    """
+
+    def __init__(self, state_path: str) -> None:
+        self.path = f"{state_path}.gate"
+
+    @contextmanager
+    def writing(self) -> Generator["Revision"]:
+        """Be the only writer of all processes for the time of the block.
+
+        Raises:
+            TimeoutError: Another process has been writing for `WRITE_TIMEOUT` seconds.
+            OSError: The gate cannot be opened.
+        """
+        descriptor = _open_or_create(self.path)
+        try:
+            deadline = time.monotonic() + WRITE_TIMEOUT
+            while not self._try_writer(descriptor):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another process has been writing for {WRITE_TIMEOUT:g} s")
+                time.sleep(_RETRY)
+            yield Revision(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def revision(self) -> int:
+        """Give the revision of the last change, 0 where there was none."""
+        with contextlib.suppress(FileNotFoundError), _reading(self.path) as descriptor:
+            return Revision(descriptor).get()
+        return 0
+
+    def hold(self, hold_id: str) -> Hold:
+        """Lock a hold, for as long as this process lives or until it is released."""
+        descriptor = _open_or_create(self.path)
+        _range_lock(descriptor, fcntl.F_WRLCK, _byte(hold_id), 1)
+        return Hold(descriptor)
+
+    def alive(self, hold_ids: Iterable[str]) -> frozenset[str]:
+        """Tell which holds a living process has locked.
+
+        Raises:
+            OSError: The gate cannot be opened.
+        """
+        with contextlib.suppress(FileNotFoundError), _reading(self.path) as descriptor:
+            return frozenset(hold_id for hold_id in hold_ids if _is_range_locked(descriptor, _byte(hold_id)))
+        return frozenset()
+
+    def _try_writer(self, descriptor: int) -> bool:
+        return _range_lock(descriptor, fcntl.F_WRLCK, _WRITER, 1)
+
+
+class FlockGate(Gate):
+    """The locks beside one state file, for POSIX systems without locks of open file descriptions."""
+
+    def hold(self, hold_id: str) -> Hold:
+        """Lock a hold, in a file of its own."""
+        path = self._hold_path(hold_id)
+        descriptor = _open_or_create(path)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return Hold(descriptor, path)
+
+    def alive(self, hold_ids: Iterable[str]) -> frozenset[str]:
+        """Tell which holds a living process has locked."""
+        return frozenset(hold_id for hold_id in hold_ids if self._is_locked(hold_id))
+
+    def _is_locked(self, hold_id: str) -> bool:
+        with contextlib.suppress(FileNotFoundError), _reading(self._hold_path(hold_id)) as descriptor:
+            return not _flock(descriptor, fcntl.LOCK_SH)
+        return False
+
+    def _hold_path(self, hold_id: str) -> str:
+        return f"{self.path}.{hold_id}"
+
+    def _try_writer(self, descriptor: int) -> bool:
+        return _flock(descriptor, fcntl.LOCK_EX)
+
+
+class Revision:
+    """The first eight bytes of the gate: twice the revision, and one more while a writer is at work."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def get(self) -> int:
+        """Give the revision of the last change."""
+        raw = os.pread(self._descriptor, _REVISION.size, 0)
+        return int(_REVISION.unpack(raw)[0]) // 2 if len(raw) == _REVISION.size else 0
+
+    def begin(self) -> None:
+        """Say that a change is under way."""
+        os.pwrite(self._descriptor, _REVISION.pack(self.get() * 2 + 1), 0)
+
+    def end(self, revision: int) -> None:
+        """Say that the state of `revision` is in place."""
+        os.pwrite(self._descriptor, _REVISION.pack(revision * 2), 0)
+
+
+def gate_beside(state_path: str) -> Gate | None:
+    """Give the locks that this system has, `None` where it has none."""
+    if fcntl is None:  # pragma: no cover - Windows
+        return None
+    return Gate(state_path) if hasattr(fcntl, "F_OFD_SETLK") else FlockGate(state_path)
+
+
+def _byte(hold_id: str) -> int:
+    """Give the byte that a hold locks: far apart for any two ids, and the same in each process."""
+    return _HOLDS + int.from_bytes(sha256(hold_id.encode()).digest()[:8]) % _HOLDS_SIZE
+
+
+def _range_lock(descriptor: int, kind: int, start: int, length: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_range_locked(descriptor: int, start: int) -> bool:
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+    found = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
+    return bool(found[0] != fcntl.F_UNLCK)
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _reading(path: str) -> Generator[int]:
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_or_create(path: str) -> int:
+    """Open a file to lock; a new one belongs to the owner of its directory, so that root locks no service out."""
+    try:
+        return os.open(path, os.O_RDWR | _FLAGS)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+        with contextlib.suppress(OSError):
+            directory = Path(path).parent.stat()
+            os.fchown(descriptor, directory.st_uid, directory.st_gid)
+        return descriptor

@@ -7,8 +7,8 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, ClassVar
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -210,6 +210,7 @@ class Maintenance:
 
         class BoundMaintenanceRoute(MaintenanceRoute):
             maintenance = self
+            bound = True
             refusal_code = self.settings.status_code
 
             async def gate(self, scope: Scope) -> Gate:  # noqa: ARG002 - bound
@@ -392,9 +393,23 @@ class MaintenanceRoute(GatedRoute):
     request already came through, the object whose guard stands in the app's dependencies, the default object.
     """
 
+    bound: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.bound:
+            _check_environment()
+
     async def gate(self, scope: Scope) -> Gate:
         """Give the gate of the object that serves this request."""
         return (await serving(scope)).gate
+
+
+@cache
+def _check_environment() -> None:
+    """Stop the start where the default object could not be made: its first request is too late to say so."""
+    if MaintenanceSettings().backend == "env":
+        EnvVarBackend(mode_variable(DEFAULT_SCOPE))
 
 
 class _Default:

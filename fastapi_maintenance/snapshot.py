@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
+from uuid import uuid4
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -90,7 +91,8 @@ class Snapshot:
         self._changes = 0
         self._failing_since: float | None = None
         self._feed_fails = False
-        self._flight: RunVar[anyio.Event | None] = RunVar(_ATTRIBUTE, default=None)
+        # Under older anyio, variables of one name are one variable.
+        self._flight: RunVar[anyio.Event | None] = RunVar(f"{_ATTRIBUTE}_{uuid4()}", default=None)
         self._tasks: set[asyncio.Task[None]] = set()
         self.holds = Holder(self)
         self._merged: tuple[MaintenanceState, tuple[Hold, ...], MaintenanceState] | None = None

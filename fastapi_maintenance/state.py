@@ -127,7 +127,7 @@ Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 class _Part(BaseModel):
     """A part of the document. Fields it does not know are kept and written back."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
 
 class Switch(_Part):
@@ -255,7 +255,7 @@ class MaintenanceState(_Part):
 
     def to_json(self) -> str:
         """Write the document, indented for people who edit it by hand."""
-        return self.model_dump_json(indent=2)
+        return self.model_dump_json(indent=2, by_alias=True)
 
     @property
     def word(self) -> str | None:

@@ -64,7 +64,7 @@ class Streams:
         if here is None:
             here = _Here(self._grace)
             self._here.set(here)
-        connection = _Connection(here, (gate, scope.get("method")), receive, send, refused)
+        connection = _Connection(here, gate, scope, receive, send, refused)
         try:
             with connection.cancel:
                 await app(scope, connection.receive, connection.send)
@@ -110,18 +110,19 @@ class _Connection:
     def __init__(
         self,
         here: _Here,
-        place: tuple[Gate, str | None],
+        gate: Gate,
+        scope: Scope,
         receive: Receive,
         send: Send,
         refused: Callable[[], Awaitable[bool]],
     ) -> None:
         self.cancel = anyio.CancelScope()
-        self.place = place
+        self.place: tuple[Gate, str | None] = (gate, scope.get("method"))
         self._here = here
         self._receive = receive
         self._send = send
         self._refused = refused
-        self._websocket = place[1] is None
+        self._websocket = scope["type"] == "websocket"
         self._sending = 0
         self._closed_at: float | None = None
         self._deadline = inf

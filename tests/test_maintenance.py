@@ -33,6 +33,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.gate import current_owner, enter, leave
+from fastapi_maintenance.maintenance import _check_environment
 
 MESSAGE = "Service temporarily unavailable due to maintenance"
 MODE = "FASTAPI_MAINTENANCE_MODE"
@@ -1021,3 +1022,16 @@ def test_names_of_scopes(scope):
     """A name that is no scope name is a ValueError."""
     with pytest.raises(ValueError, match="is no scope name"):
         Maintenance(scope=scope)
+
+
+@pytest.mark.parametrize(("name", "value"), [("MODE", "maybe"), ("RETRY_AFTER", "-5")])
+def test_wrong_environment_stops_the_definition_of_a_route(name, value, monkeypatch):
+    """A route is an error where the default object could not be made, unless it is bound to another one."""
+    maintenance = Maintenance(backend=MemoryBackend())
+    monkeypatch.setenv(f"FASTAPI_MAINTENANCE_{name}", value)
+    _check_environment.cache_clear()
+    bound, unbound = APIRouter(route_class=maintenance.route_class), APIRouter(route_class=MaintenanceRoute)
+    bound.add_api_route("/x", lambda: 1)
+    with pytest.raises(ValueError, match=f"FASTAPI_MAINTENANCE_{name}"):
+        unbound.add_api_route("/x", lambda: 1)
+    assert len(bound.routes) == 1

@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -18,6 +19,7 @@ DEFAULTS = {
     "backend": "env",
     "message": "Service temporarily unavailable due to maintenance",
     "retry_after": 60,
+    "retry_after_jitter": 0,
     "status_code": 503,
     "exempt_paths": (),
     "exempt_ips": (),
@@ -25,6 +27,8 @@ DEFAULTS = {
     "bypass_secret": None,
     "bypass_header": "Maintenance-Bypass",
     "refresh_interval": 1.0,
+    "event_streams": "refuse",
+    "page_template": None,
     "on_backend_error": "open",
     "read_timeout": 1.0,
 }
@@ -55,6 +59,8 @@ GOOD = [
     ("retry_after", " ", None),
     ("retry_after", "none", None),
     ("retry_after", "None", None),
+    ("retry_after_jitter", "0", 0),
+    ("retry_after_jitter", "30", 30),
     ("status_code", "500", 500),
     ("exempt_paths", "/a", ("/a",)),
     ("exempt_paths", " /a , /b/*,, ", ("/a", "/b/*")),
@@ -72,6 +78,10 @@ GOOD = [
     ("bypass_secret", "", None),
     ("bypass_header", "X-Let-Me-In", "X-Let-Me-In"),
     ("refresh_interval", "0.25", 0.25),
+    ("event_streams", "refuse", "refuse"),
+    ("event_streams", "retry", "retry"),
+    ("page_template", "pages/closed.html", Path("pages/closed.html")),
+    ("page_template", "/srv/a b.html", Path("/srv/a b.html")),
     ("on_backend_error", "closed", "closed"),
     ("read_timeout", "5", 5.0),
 ]
@@ -114,6 +124,10 @@ BAD = [
     ("retry_after", "-1", "greater than or equal to 1"),
     ("retry_after", "1.5", "valid integer"),
     ("retry_after", "soon", "valid integer"),
+    ("retry_after_jitter", "-1", "greater than or equal to 0"),
+    ("retry_after_jitter", "0.5", "valid integer"),
+    ("retry_after_jitter", "", "valid integer"),
+    ("retry_after_jitter", "none", "valid integer"),
     ("status_code", "200", "greater than or equal to 400"),
     ("status_code", "600", "less than or equal to 599"),
     ("status_code", "", "valid integer"),
@@ -146,6 +160,8 @@ BAD = [
     ("refresh_interval", "-1", "greater than 0"),
     ("refresh_interval", "inf", "finite number"),
     ("refresh_interval", "often", "valid number"),
+    ("event_streams", "", "'refuse' or 'retry'"),
+    ("event_streams", "Retry", "'refuse' or 'retry'"),
     ("on_backend_error", "maybe", "'open' or 'closed'"),
     ("read_timeout", "0", "greater than 0"),
     ("read_timeout", "nan", "finite number"),
@@ -192,7 +208,16 @@ def test_a_wrong_fallback_of_a_scope_names_the_plain_variable(monkeypatch, field
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("exempt_paths", 5), ("exempt_ips", [5]), ("bypass_secret", 5), ("message", None), ("backend", None)],
+    [
+        ("exempt_paths", 5),
+        ("exempt_ips", [5]),
+        ("bypass_secret", 5),
+        ("message", None),
+        ("backend", None),
+        ("retry_after_jitter", None),
+        ("event_streams", True),
+        ("page_template", 5),
+    ],
 )
 def test_an_argument_of_a_wrong_type_is_an_error(field, value):
     """An argument of another type is a `ValueError` that names it."""
@@ -305,7 +330,9 @@ def test_a_scope_has_a_prefix_of_its_own(scope, prefix):
     assert mode_variable(scope) == f"{prefix}MODE"
 
 
-@pytest.mark.parametrize("scope", ["", " ", "1a", "-a", "a-b", "Billing", "_a", "a b", "a/b", "../a", "a.b", "é", "a\n", None, 5, b"a"])
+@pytest.mark.parametrize(
+    "scope", ["", " ", "1a", "-a", "a-b", "Billing", "_a", "a b", "a/b", "../a", "a.b", "é", "a\n", None, 5, b"a"]
+)
 def test_a_wrong_scope_name_is_an_error(scope):
     """A scope that is no plain name is a `ValueError` that says how one is written."""
     with pytest.raises(ValueError, match=r"is no scope name: a small letter, then small letters, digits and _$"):

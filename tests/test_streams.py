@@ -1,0 +1,543 @@
+"""Ending websockets and event streams when the middleware's gate closes, and what an event stream is refused with."""
+
+import threading
+import time
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+
+import anyio
+import fastapi.routing
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi.responses import StreamingResponse
+from fastapi.testclient import TestClient
+from starlette.middleware.base import BaseHTTPMiddleware  # noqa: TID251 - users have it
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import Route
+from starlette.testclient import WebSocketDenialResponse
+from starlette.websockets import WebSocketDisconnect
+
+from fastapi_maintenance import (
+    Maintenance,
+    MaintenanceModeMiddleware,
+    MaintenanceSettings,
+    force_maintenance_mode_off,
+    get_maintenance_mode,
+    streams,
+)
+from fastapi_maintenance.backends import MemoryBackend
+
+EVENTS = "text/event-stream"
+PATIENCE = 20
+"""Seconds after which a condition that does not come true is a failure."""
+
+EventSourceResponse = getattr(fastapi.routing, "EventSourceResponse", None)
+needs_sse = pytest.mark.skipif(EventSourceResponse is None, reason="this FastAPI has no EventSourceResponse")
+
+
+async def until(condition):
+    """Wait until a condition is true."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.sleep(0.001)
+
+
+class Clock:
+    """A clock that stands still; the watcher reads it once for each look."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.reads = 0
+
+    def __call__(self):
+        self.reads += 1
+        return self.now
+
+    async def looked(self):
+        """Wait until the watcher has looked twice more: once to see, once to act."""
+        seen = self.reads
+        await until(lambda: self.reads > seen + 2)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Give a clock that the test moves."""
+    clock = Clock()
+    monkeypatch.setattr(anyio, "current_time", clock)
+    return clock
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(streams, "LOOK_EVERY", 0.002)
+
+
+class Connection:
+    """One connection to an app, as a server keeps it."""
+
+    def __init__(self, app, path, *, headers=(), method="GET", spec="2.4"):
+        self.app = app
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": spec},
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in headers],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+            "scheme": "http",
+        }
+        self.incoming = [{"type": "http.request", "body": b"", "more_body": False}]
+        if "/ws" in path:
+            self.scope |= {"type": "websocket", "scheme": "ws", "subprotocols": []}
+            self.scope.pop("method")
+            self.incoming = [{"type": "websocket.connect"}]
+        self.sent = []
+        self.broken = False
+        self.stalled = False
+        self.over = False
+        self.error = None
+
+    async def run(self):
+        try:
+            await self.app(self.scope, self.receive, self.send)
+        except Exception as error:  # noqa: BLE001 - a server logs it
+            self.error = error
+        self.over = True
+
+    async def receive(self):
+        while not self.incoming:
+            await anyio.sleep(0.001)
+        return self.incoming.pop(0)
+
+    async def send(self, message):
+        await anyio.lowlevel.checkpoint()
+        if self.broken:
+            raise OSError("the client has gone")
+        self.sent.append(message)
+        while self.stalled:
+            await anyio.sleep(0.001)
+
+    def say(self, text):
+        self.incoming.append({"type": "websocket.receive", "text": text})
+
+    @property
+    def last(self):
+        """The last message that the client got."""
+        return self.sent[-1]
+
+    @property
+    def end(self):
+        """The message with which this middleware ends such a connection."""
+        if self.scope["type"] == "websocket":
+            return {"type": "websocket.close", "code": 1012, "reason": "service restart"}
+        return {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def streaming(connection):
+    """Tell whether a connection has become a stream: an accepted websocket, or a first chunk."""
+    return len(connection.sent) >= (1 if connection.scope["type"] == "websocket" else 2)
+
+
+@asynccontextmanager
+async def opened(app, *paths, ready=streaming, **options):
+    """Give open connections; those that are left are cut at the end."""
+    connections = [Connection(app, path, **options) for path in paths]
+    async with anyio.create_task_group() as group:
+        for connection in connections:
+            group.start_soon(connection.run)
+        await until(lambda: all(map(ready, connections)))
+        yield connections[0] if len(connections) == 1 else connections
+        group.cancel_scope.cancel()
+
+
+class Service:
+    """An app with streams of each kind, those below `/always` forced off; it notes whose `finally` blocks have run."""
+
+    def __init__(self, grace=0.0, *, inside=(), settings=None, exempt_handler=None):
+        self.begun = []
+        self.cleaned = []
+        self.release = False
+        self.maintenance = Maintenance(settings, backend=MemoryBackend(), exempt_handler=exempt_handler)
+        self.app = FastAPI()
+        for middleware in inside:
+            self.app.add_middleware(middleware)
+        self.app.add_middleware(MaintenanceModeMiddleware, maintenance=self.maintenance, close_streams_after=grace)
+        self._add("", lambda endpoint: endpoint)
+        self._add("/always", force_maintenance_mode_off)
+
+    def _add(self, prefix, mark):
+        router = APIRouter(prefix=prefix)
+        add = partial(router.add_api_route, methods=["GET", "POST"])
+
+        async def ticks(path):
+            with self.cleaning(prefix + path):
+                while not self.release:
+                    yield b"data: tick\n\n"
+                    await anyio.sleep(0.001)
+
+        def sync_ticks(path):
+            with self.cleaning(prefix + path):
+                while not self.release:
+                    yield b"data: tick\n\n"
+                    time.sleep(0.001)
+
+        def answer(chunks, media_type, **headers):
+            return lambda: StreamingResponse(chunks(), media_type=media_type, headers=headers)
+
+        async def slow():
+            with self.cleaning(f"{prefix}/slow"):
+                while not self.release:
+                    await anyio.sleep(0.001)
+            return "done"
+
+        async def sse():
+            async for tick in ticks("/sse"):
+                yield tick.decode()
+
+        def sync_sse():
+            yield from map(bytes.decode, sync_ticks("/sync_sse"))
+
+        async def socket(websocket: WebSocket):
+            with self.cleaning(f"{prefix}/ws"):
+                await websocket.accept()
+                async for text in websocket.iter_text():
+                    await websocket.send_text(text)
+
+        add("/events", mark(answer(partial(ticks, "/events"), EVENTS)))
+        add("/sync", mark(answer(partial(sync_ticks, "/sync"), f"{EVENTS.upper()} ; charset=utf-8")))
+        add("/download", mark(answer(partial(ticks, "/download"), "application/octet-stream")))
+        add("/counted", mark(answer(partial(ticks, "/counted"), EVENTS, **{"content-length": "9999999"})))
+        add("/slow", mark(slow))
+        if EventSourceResponse is not None:
+            add("/sse", mark(sse), response_class=EventSourceResponse)
+            add("/sync_sse", mark(sync_sse), response_class=EventSourceResponse)
+        router.add_api_websocket_route("/ws", mark(socket))
+        self.app.include_router(router)
+
+    @contextmanager
+    def cleaning(self, path):
+        self.begun.append(path)
+        try:
+            yield
+        finally:
+            self.cleaned.append(path)
+
+
+STREAMS = ["/ws", "/events", "/sync", pytest.param("/sse", marks=needs_sse), pytest.param("/sync_sse", marks=needs_sse)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_stream_ends(path, spec):
+    """Once closed, a websocket gets 1012 and an event stream its last chunk; their `finally` blocks have run."""
+    service = Service()
+    async with opened(service.app, path, spec=spec) as connection:
+        assert not connection.over
+        await service.maintenance.enable()
+        await until(lambda: connection.over)
+        assert (connection.error, connection.last) == (None, connection.end)
+        await until(lambda: service.cleaned == [path])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/ws", "/events"])
+@pytest.mark.parametrize("inside", [GZipMiddleware, BaseHTTPMiddleware])
+async def test_a_stream_ends_through_other_middleware(path, inside):
+    """Middleware between this one and the application does not keep a stream from its clean end."""
+
+    async def untouched(request, call_next):
+        return await call_next(request)
+
+    options = {"dispatch": untouched} if inside is BaseHTTPMiddleware else {}
+    service = Service(inside=[partial(inside, **options)])
+    async with opened(service.app, path, headers=[("accept-encoding", "gzip")]) as connection:
+        await service.maintenance.enable()
+        await until(lambda: connection.over)
+        assert (connection.error, connection.last) == (None, connection.end)
+        await until(lambda: service.cleaned == [path])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("accept", ["text/event-stream", "*/*", "application/json"])
+async def test_an_event_stream_is_known_by_its_content_type(accept):
+    """An event stream ends whatever the client had asked for, a POST as well."""
+    service = Service()
+    async with opened(service.app, "/events", method="POST", headers=[("accept", accept)]) as connection:
+        await service.maintenance.enable()
+        await until(lambda: connection.over)
+        assert connection.last == connection.end
+
+
+@pytest.mark.anyio
+async def test_one_that_becomes_a_stream_while_closed_ends():
+    """A request that was let in while open and answers with an event stream after the gate has closed is ended."""
+    service = Service()
+    gate = anyio.Event()
+
+    @service.app.get("/late")
+    async def late():
+        await gate.wait()
+        return StreamingResponse(iter(lambda: b"data: tick\n\n", b""), media_type=EVENTS)
+
+    async with opened(service.app, "/late", "/ws", ready=service.has_begun("/ws")) as (connection, other):
+        await service.maintenance.enable()
+        await until(lambda: other.over)
+        assert connection.sent == []
+        gate.set()
+        await until(lambda: connection.over)
+        assert connection.last == connection.end
+
+
+@pytest.mark.anyio
+async def test_a_raw_application(clock):
+    """An ASGI application without routes is served, too; one that is marked forced off goes on."""
+    maintenance = Maintenance(backend=MemoryBackend())
+
+    async def raw(scope, receive, send):
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            await send({"type": "websocket.send", "text": "hello"})
+
+    async def always(scope, receive, send):
+        await raw(scope, receive, send)
+
+    marked = MaintenanceModeMiddleware(
+        force_maintenance_mode_off(always), maintenance=maintenance, close_streams_after=0
+    )
+    app = MaintenanceModeMiddleware(raw, maintenance=maintenance, close_streams_after=0)
+    async with opened(marked, "/ws") as kept, opened(app, "/ws") as connection:
+        await maintenance.enable()
+        await until(lambda: connection.over)
+        assert connection.last == connection.end
+        await clock.looked()
+        assert await is_served(kept)
+
+
+# What goes on
+
+
+async def is_served(connection, service=None):
+    """Tell whether a connection is served on, until it ends by itself."""
+    before = len(connection.sent)
+    if service is None:
+        connection.say("hello")
+        await until(lambda: len(connection.sent) > before)
+        on = connection.last == {"type": "websocket.send", "text": "hello"} and not connection.over
+        connection.incoming.append({"type": "websocket.disconnect", "code": 1000})
+    else:
+        await until(lambda: len(connection.sent) > before + 3 or connection.over)
+        on = not connection.over
+        service.release = True
+    await until(lambda: connection.over)
+    return on and connection.error is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/always/ws", "/always/events", "/download", "/counted"])
+async def test_what_stays_open_and_what_is_no_stream_goes_on(path):
+    """Streams of forced-off endpoints go on, and so do downloads, and event streams of a known length."""
+    service = Service()
+    async with opened(service.app, path, "/ws", headers=[("accept", EVENTS)]) as (connection, other):
+        await service.maintenance.enable()
+        await until(lambda: other.over)
+        assert service.cleaned == ["/ws"]
+        assert await is_served(connection, None if "/ws" in path else service)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/ws", "/events"])
+@pytest.mark.parametrize("by", ["path", "handler", "network", "secret"])
+@pytest.mark.parametrize("closed_before", [False, True])
+async def test_an_exempt_stream_goes_on(clock, path, by, closed_before):
+    """A connection that is exempt goes on, whether it was opened before or after the gate closed."""
+
+    async def handler(request):
+        return by == "handler" and "friend" in request.headers
+
+    settings = MaintenanceSettings(
+        exempt_paths=[path] if by == "path" else [],
+        exempt_ips=["127.0.0.1"] if by == "network" else [],
+        bypass_secret="s3cret" if by == "secret" else None,
+    )
+    service = Service(settings=settings, exempt_handler=handler)
+    headers = [("friend", "yes"), ("maintenance-bypass", "s3cret")]
+    if closed_before:
+        await service.maintenance.enable()
+    async with opened(service.app, path, headers=headers) as connection:
+        await service.maintenance.disable()
+        async with opened(service.app, "/always/ws"):
+            await service.maintenance.enable()
+            await clock.looked()
+            assert await is_served(connection, None if path == "/ws" else service)
+
+
+@pytest.mark.anyio
+async def test_read_only(clock):
+    """Read-only ends websockets and event streams of writes; those of GET go on until the mode is full."""
+    service = Service(10)
+    async with (
+        opened(service.app, "/events") as reader,
+        opened(service.app, "/events", method="POST") as writer,
+        opened(service.app, "/ws") as socket,
+    ):
+        await service.maintenance.enable(mode="read_only")
+        await clock.looked()
+        clock.now += 10
+        await until(lambda: writer.over and socket.over)
+        assert (writer.last, socket.last) == (writer.end, socket.end)
+        await service.maintenance.enable()
+        await clock.looked()
+        assert not reader.over
+        clock.now += 10
+        await until(lambda: reader.over)
+        assert reader.last == reader.end
+
+
+@pytest.mark.anyio
+async def test_a_request_without_an_answer_yet_goes_on():
+    """A slow request, and a websocket whose handshake is under way, are never cut."""
+    service = Service()
+
+    @service.app.websocket("/ws/slow")
+    async def handshake(websocket: WebSocket):
+        with service.cleaning("handshake"):
+            while not service.release:
+                await anyio.sleep(0.001)
+        await websocket.close(4000)
+
+    paths = ("/slow", "/ws/slow", "/ws")
+    async with opened(service.app, *paths, ready=service.has_begun(*paths[::2], "handshake")) as connections:
+        request, shaking, other = connections
+        await service.maintenance.enable()
+        await until(lambda: other.over)
+        assert (request.sent, shaking.sent) == ([], [])
+        service.release = True
+        await until(lambda: request.over and shaking.over)
+        assert (request.sent[0]["status"], request.last["body"]) == (200, b'"done"')
+        assert shaking.last["code"] == 4000
+
+
+@pytest.mark.anyio
+async def test_left_out_nothing_ends(clock):
+    """Without `close_streams_after`, and behind another object, streams go on."""
+    service, other = Service(None), Service()
+    async with opened(service.app, "/ws") as kept, opened(other.app, "/ws") as kept_too:
+        await service.maintenance.enable()
+        await clock.looked()
+        assert await is_served(kept)
+        assert await is_served(kept_too)
+
+
+# The grace
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/ws", "/events"])
+async def test_grace(clock, path):
+    """A stream may go on for exactly the time of grace after the gate was seen closed."""
+    service = Service(10)
+    async with opened(service.app, path) as connection:
+        await service.maintenance.enable()
+        await clock.looked()
+        clock.now += 9.9
+        await clock.looked()
+        assert not connection.over
+        clock.now += 0.1
+        await until(lambda: connection.over)
+        assert connection.last == connection.end
+
+
+@pytest.mark.anyio
+async def test_opening_again_within_the_grace_saves_a_stream(clock):
+    """What opened again within the grace begins a new grace when it closes next."""
+    service = Service(10)
+    async with opened(service.app, "/ws") as connection:
+        await service.maintenance.enable()
+        await clock.looked()
+        clock.now += 9
+        await service.maintenance.disable()
+        await clock.looked()
+        await service.maintenance.enable()
+        await clock.looked()
+        clock.now += 9
+        await clock.looked()
+        assert not connection.over
+        clock.now += 1
+        await until(lambda: connection.over)
+        assert connection.last == connection.end
+
+
+@pytest.mark.anyio
+async def test_exemptions_are_asked_once_for_each_closing(clock):
+    """The handler is asked once when the gate closes, inside of its object; a late answer counts for no other closing."""
+    asked, answers = [], [anyio.Event(), anyio.Event()]
+
+    async def handler(request):
+        asked.append((request.url.path, await get_maintenance_mode()))
+        await answers[len(asked) - 1].wait()
+        return False
+
+    service = Service(exempt_handler=handler)
+    async with opened(service.app, "/ws") as connection:
+        await service.maintenance.enable()
+        await until(lambda: len(asked) == 1)
+        await clock.looked()
+        await service.maintenance.disable()
+        await clock.looked()
+        clock.now += 1
+        await service.maintenance.enable()
+        await until(lambda: len(asked) == 2)
+        answers[0].set()
+        await clock.looked()
+        assert asked == [("/ws", True), ("/ws", True)]
+        assert not connection.over
+        answers[1].set()
+        await until(lambda: connection.over)
+        assert connection.last == connection.end
+
+
+@pytest.mark.anyio
+async def test_where_nobody_can_tell_a_stream_goes_on(clock, caplog):
+    """A route that cannot be matched any more ends no stream and no event loop; the log says why."""
+    service = Service()
+
+    class Moody(Route):
+        def matches(self, scope):
+            if service.begun:
+                raise RuntimeError("moody")
+            return super().matches(scope)
+
+    service.app.router.routes.insert(0, Moody("/moody", dict))
+    async with opened(service.app, "/ws") as connection:
+        await service.maintenance.enable()
+        await until(lambda: "moody" in caplog.text)
+        await clock.looked()
+        assert "so it goes on" in caplog.text
+        assert await is_served(connection)
+
+
+# Endings that meet
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/ws", "/events"])
+async def test_a_client_that_has_gone_is_told_nothing(path):
+    """When the client goes while it is told the end, that is no error."""
+    service = Service()
+    async with opened(service.app, path) as connection:
+
+        async def gone(_message):
+            await anyio.lowlevel.checkpoint()
+            raise OSError("gone")
+
+        connection.before_last = gone
+        await service.maintenance.enable()
+        await until(lambda: connection.over)
+        assert connection.error is None
+        assert connection.last != connection.end

@@ -25,13 +25,18 @@ def record(what: str, *, scope: str, by: str | None, why: str | None, revision: 
     """
     logger.info(
         "Maintenance %s: scope=%s by=%s revision=%s why=%r",
-        what,
+        _in_line(what),
         scope,
-        by,
+        _in_line(by),
         revision,
         why,
         extra={"what": what, "scope": scope, "by": by, "why": why, "revision": revision},
     )
+
+
+def _in_line(text: str | None) -> str | None:
+    """Give `text` so that it cannot begin a line of its own in the log."""
+    return text if text is None or text.isprintable() else repr(text)
 
 
 @cache
@@ -39,14 +44,19 @@ def _host() -> str:
     return socket.gethostname()
 
 
-@cache
 def _user() -> str:
-    """Name the user that the system sees, by number where it has no name."""
+    """Name the user that the system sees now: a server may have given up root since it started."""
     if not hasattr(os, "geteuid"):  # pragma: no cover - Windows
         return os.environ.get("USERNAME", "unknown")
+    return _name_of(os.geteuid())
+
+
+@cache
+def _name_of(uid: int) -> str:
+    """Give the name of a user, the number where it has no name."""
     import pwd  # noqa: PLC0415 - not on Windows
 
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(os.geteuid())
+        return str(uid)

@@ -118,7 +118,7 @@ class DrainUnsupported(MaintenanceError):
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"drain= cannot be promised: {reason}; leave drain= out, or use a backend that can")
+        super().__init__(f"drain= cannot be promised: {reason}; leave drain= out")
         self.reason = reason
 
 

@@ -4,6 +4,7 @@ import hmac
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, TypeAlias
 
@@ -75,17 +76,24 @@ class Exemptions:
             if inspect.isawaitable(answer):
                 answer = await answer
         except Exception:
-            logger.exception("exempt_handler %r raised, so it exempts nobody", handler)
+            logger.exception("exempt_handler %s raised, so it exempts nobody", name_of(handler))
             return False
         if answer is None or isinstance(answer, bool):
             return bool(answer)
+        # Neither the answer nor a partial's arguments: both may hold a client's secret.
         logger.error(
-            "exempt_handler %r gave %r (%s), so it exempts nobody; it must give True or False",
-            handler,
-            answer,
+            "exempt_handler %s gave a %s, so it exempts nobody; it must give True or False",
+            name_of(handler),
             type(answer).__name__,
         )
         return False
+
+
+def name_of(handler: object) -> str:
+    """Name a handler for people, without what it carries."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    return getattr(handler, "__qualname__", None) or type(handler).__qualname__
 
 
 def route_path(scope: Scope) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import replace
-from math import inf
 from typing import NamedTuple, Protocol
 
 from starlette.types import Scope
@@ -127,8 +126,8 @@ class Gate:
 
     def last_known_mode(self) -> Mode | None:
         """Give the mode that was known last, without asking; in any thread."""
-        state = self.owner.snapshot.look(inf, 0)
-        return None if state is None else self._mode(state)
+        snapshot = self.owner.snapshot
+        return self._mode(snapshot.last_known() or snapshot.assume(self._unknown))
 
     def exempts_path(self, path: str) -> bool:
         """Tell whether a path is exempt for all."""
@@ -185,11 +184,18 @@ class Gate:
 
     def admit(self, scope: Scope) -> None:
         """Note that a request was let through while it is open, so that no other gate of the object asks again."""
+        if self._enabled is False:
+            # What stands in here for switch and windows says nothing to another gate.
+            return
         decided = scope.get(DECIDED)
         if decided is None:
-            scope[DECIDED] = {self.owner: _ADMITTED}
+            scope[DECIDED] = {self._request(scope): _ADMITTED}
         else:
-            decided.setdefault(self.owner, _ADMITTED)
+            decided.setdefault(self._request(scope), _ADMITTED)
+
+    def _request(self, scope: Scope) -> tuple[Owner, str | None, str]:
+        """Name a request: a middleware that rewrites the method or the path makes another one of it."""
+        return (self.owner, scope.get("method"), scope["path"])
 
     async def check(
         self, scope: Scope, endpoint: object, *, docs: bool = False, exempt: bool = False, applied: bool | None = None
@@ -206,15 +212,22 @@ class Gate:
         Returns:
             The refusal, `None` to let it through.
         """
-        decided = scope.setdefault(DECIDED, {})
+        decided, request = scope.setdefault(DECIDED, {}), self._request(scope)
         mark = mark_of(endpoint) if marks_set() else None
-        if self.owner in decided and mark is not Mark.FORCED_ON:
+        if request in decided and mark is not Mark.FORCED_ON:
             return None
         verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt)
-        decided[self.owner] = verdict
+        if verdict is _ADMITTED:
+            self.admit(scope)
+            return None
+        decided[request] = verdict
         if verdict is not Verdict.REFUSED:
             return None
-        return await self._refusals.make(scope, await self.status(), applied=applied)
+        status = await self.status()
+        if mark is Mark.FORCED_ON and status.active:
+            # A mark refuses everything, whatever the mode.
+            status = replace(status, mode="full")
+        return await self._refusals.make(scope, status, applied=applied)
 
     async def _verdict(self, scope: Scope, mark: Mark | None, *, docs: bool, exempt: bool = False) -> Verdict:
         state = self._look() or await self._state()
@@ -228,7 +241,7 @@ class Gate:
 
     def admitted(self, scope: Scope) -> bool:
         """Tell whether a request was let through because it was open, not for its mark or an exemption."""
-        return scope.get(DECIDED, {}).get(self.owner) is _ADMITTED
+        return scope.get(DECIDED, {}).get(self._request(scope)) is _ADMITTED
 
     def is_closed_to(self, method: str | None) -> bool:
         """Tell, without waiting, whether it is closed for this method; exemptions are another question."""

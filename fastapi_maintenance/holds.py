@@ -6,7 +6,7 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from math import inf
 from types import TracebackType
 from typing import ParamSpec, Protocol, TypeVar, get_args
@@ -142,6 +142,7 @@ class Holder:
             elif stores or not orphans:
                 await self._stored.change(edit)
                 self._put_back = _NOTHING
+                self._borrowed = self._borrowed and bool(self.local)
 
     def record(self, what: str, hold: Hold, scope: str) -> None:
         """Log what became of a hold."""
@@ -189,15 +190,16 @@ class Holder:
 
     async def _give_back(self) -> None:
         """Put back what the first hold found, unless somebody changed the switch meanwhile."""
-        put_back, self._put_back, self._borrowed = self._put_back, _NOTHING, False
-        if isinstance(put_back, _Nothing):
-            return
+        put_back = self._put_back
 
         def returned(state: MaintenanceState) -> MaintenanceState:
             ours = state.switch is not None and state.switch.bare
-            return state.with_given_switch(put_back) if ours else state
+            return state.with_given_switch(put_back) if ours and not isinstance(put_back, _Nothing) else state
 
-        await self._stored.change(returned)
+        if not isinstance(put_back, _Nothing):
+            await self._stored.change(returned)
+        # Not before: where this failed, the next hold has it to put back.
+        self._put_back, self._borrowed = _NOTHING, False
 
     def _tell_once(self) -> None:
         if self._told:
@@ -305,18 +307,25 @@ class HoldContext:
         entered, self._entered = self._entered, None
         if entered is not None:
             holder, hold, scope = entered
-            await _leave(holder, hold, failed=error is not None, quiet=error is not None)
             kept = error is not None and hold.on_failure == "keep"
-            holder.record("failed, kept closed" if kept else "ended", hold, scope)
+            told = partial(holder.record, "failed, kept closed" if kept else "ended", hold, scope)
+            await _leave(holder, hold, failed=error is not None, quiet=error is not None, told=told)
 
 
-async def _leave(holder: Holder, hold: Hold, *, failed: bool, quiet: bool) -> None:
-    """End `hold`, whatever happens to this task; with `quiet` a failure is logged only, not to hide another error."""
+async def _leave(
+    holder: Holder, hold: Hold, *, failed: bool, quiet: bool, told: Callable[[], None] | None = None
+) -> None:
+    """End `hold`, whatever happens to this task, and call `told` when that is done.
+
+    With `quiet` a failure is logged only, not to hide another error.
+    """
 
     async def end() -> None:
         try:
             with anyio.fail_after(LEAVE_TIMEOUT):
                 await holder.end(hold, failed=failed)
+            if told is not None:
+                told()
         except (BackendError, TimeoutError) as problem:
             slow = BackendError(holder.name, f"no answer within {LEAVE_TIMEOUT:g} s")
             error = problem if isinstance(problem, BackendError) else slow

@@ -31,7 +31,16 @@ from fastapi_maintenance.settings import (
     mode_variable,
 )
 from fastapi_maintenance.snapshot import snapshot_of
-from fastapi_maintenance.state import OPEN, MaintenanceState, MaintenanceStatus, Mode, Window, planned_window, utcnow
+from fastapi_maintenance.state import (
+    OPEN,
+    MaintenanceState,
+    MaintenanceStatus,
+    Mode,
+    Window,
+    checked_message,
+    planned_window,
+    utcnow,
+)
 from fastapi_maintenance.telemetry import Telemetry
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -71,7 +80,7 @@ class Maintenance:
                 f"settings must be a MaintenanceSettings, not {type(settings).__name__}; a backend goes to backend="
             )
         self.scope = scope
-        self.settings = MaintenanceSettings.for_scope(scope) if settings is None else settings
+        self.settings = MaintenanceSettings.for_scope(scope) if settings is None else settings.with_state_of(scope)
         self.exempt_handler = exempt_handler
         self.response_handler = response_handler
         self.use_backend(backend_from_url(self.settings.backend, scope) if backend is None else backend)
@@ -109,6 +118,8 @@ class Maintenance:
         Args:
             exempt: A dependency. It runs on every request, so it gives a false value rather than raising.
         """
+        if not callable(exempt):
+            raise TypeError(f"guard_unless takes a dependency, a callable, not {type(exempt).__name__}")
 
         async def guard(connection: HTTPConnection, reason: Any = Depends(exempt)) -> None:  # noqa: B008 - FastAPI's way
             await self._guard(connection.scope, exempt=bool(reason))
@@ -220,7 +231,7 @@ class Maintenance:
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncGenerator[None]:
-        """Ask the backend before the first request, and listen to one that tells of changes. Optional.
+        """Ask a distant backend before the first request and ever after, and listen to one that tells. Optional.
 
         `FastAPI(lifespan=maintenance.lifespan)`, or `async with maintenance.lifespan(app):` inside one of your own.
         """
@@ -229,7 +240,7 @@ class Maintenance:
             self.warn_of_probes(app)
         with passing(self):
             await self.snapshot.first_look(self.settings.read_timeout)
-            async with self.snapshot.watching():
+            async with self.snapshot.watching(self.settings.refresh_interval, self.settings.read_timeout):
                 yield
 
     # For operators
@@ -280,11 +291,14 @@ class Maintenance:
             The new status.
 
         Raises:
+            ValueError: `by` breaks a rule.
+            TypeError: `by` is no string.
             BackendReadOnlyError: The backend can only be read.
             BackendError: It could not be stored.
         """
+        by = checked_message(by, "by") or whoami()
         await self.snapshot.holds.switch(MaintenanceState.without_switch, on=False)
-        return await self._recorded("disabled", by or whoami(), None)
+        return await self._recorded("disabled", by, None)
 
     async def schedule(
         self,
@@ -416,7 +430,7 @@ class _Default:
     """What stands behind `get_maintenance()`."""
 
     maintenance: Maintenance | None = None
-    lock = threading.Lock()
+    lock = threading.RLock()
 
 
 def get_maintenance() -> Maintenance:
@@ -472,7 +486,7 @@ async def serving(scope: Scope) -> Maintenance:
     given = await overridden(app)
     if given is not None:
         return given
-    passed = [owner for owner in scope.get(DECIDED, ()) if isinstance(owner, Maintenance)]
+    passed = [owner for owner, *_ in scope.get(DECIDED, ()) if isinstance(owner, Maintenance)]
     return (passed[-1] if passed else None) or _guarding(app) or get_maintenance()
 
 

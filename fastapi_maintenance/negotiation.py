@@ -47,7 +47,7 @@ def preferred(accept: str, offers: Sequence[str]) -> str:
 
 
 def _read(item: str) -> _Range | None:
-    """Read one media range, `None` when it is malformed or asks for a parameter that no offer has."""
+    """Read one media range, `None` when it is malformed. Of its parameters, only the weight counts."""
     media, *parameters = (part.strip().lower() for part in item.split(";"))
     kind, _, subtype = media.partition("/")
     if not kind or not subtype:

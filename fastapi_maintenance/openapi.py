@@ -16,8 +16,9 @@ _MEMBERS: dict[str, Any] = {
     "until": {"type": ["string", "null"], "format": "date-time", "description": "When it is expected to end."},
     "applied": {"type": "boolean", "description": "`false` when no code of the application has run."},
 }
+_NAME = "MaintenanceProblem"
 _PROBLEM: dict[str, Any] = {
-    "title": "MaintenanceProblem",
+    "title": _NAME,
     "type": "object",
     "description": "Problem details (RFC 9457) of a refusal.",
     "properties": _MEMBERS,
@@ -26,11 +27,12 @@ _PROBLEM: dict[str, Any] = {
 _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
 
 
-def refusal_response(*, always: bool = False) -> dict[str, Any]:
+def refusal_response(*, always: bool = False, problem: dict[str, Any] = _PROBLEM) -> dict[str, Any]:
     """Give the response object of a refusal: a literal schema, for a model costs each route 75 µs at import.
 
     Args:
         always: Whether the operation is forced on.
+        problem: The schema of the problem, or a reference to it.
     """
     return {
         "description": "Always closed for maintenance" if always else "Closed for maintenance",
@@ -42,8 +44,8 @@ def refusal_response(*, always: bool = False) -> dict[str, Any]:
             "Maintenance": {"description": "The mode.", "schema": {"type": "string", "enum": ["full", "read_only"]}},
         },
         "content": {
-            "application/json": {"schema": _PROBLEM},
-            "application/problem+json": {"schema": _PROBLEM},
+            "application/json": {"schema": problem},
+            "application/problem+json": {"schema": problem},
             "text/html": _TEXT,
             "text/plain": _TEXT,
         },
@@ -66,20 +68,35 @@ def describe(app: Any, operations: Callable[[], Iterator[tuple[Any, str]]], code
         # FastAPI makes a new object when routes have changed.
         if told[0] is not schema:
             told[0] = schema
-            for route, path in operations():
-                _tell(schema.get("paths", {}).get(path, {}), route, code)
+            covered = list(operations())
+            problem = _component(schema) if covered else {}
+            for route, path in covered:
+                _tell(schema.get("paths", {}).get(path, {}), route, code, problem)
         return schema
 
     app.openapi = openapi
 
 
-def _tell(path_item: dict[str, Any], route: Any, code: str) -> None:
+def _component(schema: dict[str, Any]) -> dict[str, Any]:
+    """Give a reference to the problem among the components, so that generated clients have one type for it."""
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    if schemas.setdefault(_NAME, deepcopy(_PROBLEM)) != _PROBLEM:
+        # The application has something else of that name.
+        return _PROBLEM
+    return {"$ref": f"#/components/schemas/{_NAME}"}
+
+
+def _tell(path_item: dict[str, Any], route: Any, code: str, problem: dict[str, Any]) -> None:
     mark = mark_of(route.endpoint)
     if mark is Mark.FORCED_OFF:
         return
+    always = mark is Mark.FORCED_ON
+    by_itself = refusal_response(always=always)
     for method in route.methods or ():
         operation = path_item.get(method.lower())
-        if operation is not None:
+        if operation is None:
+            continue
+        responses = operation.setdefault("responses", {})
+        if responses.get(code, by_itself) == by_itself:
             # Whoever extends the description must not change that of other operations.
-            response = deepcopy(refusal_response(always=mark is Mark.FORCED_ON))
-            operation.setdefault("responses", {}).setdefault(code, response)
+            responses[code] = deepcopy(refusal_response(always=always, problem=problem))

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Scope, Send
 from starlette.websockets import WebSocket
 
 from fastapi_maintenance.errors import MaintenanceActive
-from fastapi_maintenance.exemptions import connection
+from fastapi_maintenance.exemptions import connection, name_of
 from fastapi_maintenance.negotiation import preferred
 from fastapi_maintenance.page import Page
 from fastapi_maintenance.settings import MaintenanceSettings
@@ -83,7 +83,8 @@ class Refusals:
 
     async def _answer(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Response:
         """Answer in the form that the client prefers, or as the user's handler does."""
-        offers = _FORMS if self._settings.event_streams == "refuse" else (*_FORMS, _EVENT_STREAM)
+        streams = self._settings.event_streams == "retry" and scope.get("method") == "GET"
+        offers = (*_FORMS, _EVENT_STREAM) if streams else _FORMS
         form = preferred(_accept(scope), offers)
         if form == _EVENT_STREAM:
             return _try_again(status)
@@ -111,13 +112,13 @@ class Refusals:
             if inspect.isawaitable(answer):
                 answer = await answer
         except Exception:
-            logger.exception("response_handler %r raised; the built-in answer is sent", handler)
+            logger.exception("response_handler %s raised; the built-in answer is sent", name_of(handler))
             return None
         if isinstance(answer, Response):
             return answer
         logger.error(
-            "response_handler %r gave a %s; it must give a Response. The built-in answer is sent",
-            handler,
+            "response_handler %s gave a %s; it must give a Response. The built-in answer is sent",
+            name_of(handler),
             type(answer).__name__,
         )
         return None
@@ -132,7 +133,7 @@ def _members(message: str, status: MaintenanceStatus, code: int, applied: bool |
         "detail": message,
         "mode": status.mode,
         "retry_after": status.retry_after,
-        "until": None if status.until is None else status.until.isoformat(),
+        "until": None if status.until is None else status.until.isoformat().replace("+00:00", "Z"),
     }
     return members if applied is None else {**members, "applied": applied}
 
@@ -240,13 +241,13 @@ async def _asked(handler: Any, conn: HTTPConnection, refusal: MaintenanceActive)
     try:
         answer = await _call(handler, conn, refusal)
     except Exception:
-        logger.exception("exception handler %r raised; the refusal is sent as it stands", handler)
+        logger.exception("exception handler %s raised; the refusal is sent as it stands", name_of(handler))
         return refusal.response
     if answer is None or isinstance(answer, Response):
         return answer
     logger.error(
-        "exception handler %r gave a %s, not a Response; the refusal is sent as it stands",
-        handler,
+        "exception handler %s gave a %s, not a Response; the refusal is sent as it stands",
+        name_of(handler),
         type(answer).__name__,
     )
     return refusal.response

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import fastapi.routing
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute, Match, Route
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from fastapi_maintenance.exemptions import route_path
@@ -51,7 +53,7 @@ def path_of(scope: Scope) -> str | None:
 def routed(app: object) -> Any | None:
     """Give the application or router that stands behind middleware objects, `None` if it cannot be found."""
     for _ in range(_WRAPPERS):
-        if app is None or isinstance(getattr(app, "routes", None), list):
+        if app is None or isinstance(app, (Router, Starlette)):
             return app
         app = getattr(app, "app", None)
     return None
@@ -102,7 +104,7 @@ def _descend(router: Any, route: BaseRoute, child: Scope, scope: Scope) -> Opera
 
 def _is_docs(app: Any, route: BaseRoute, scope: Scope) -> bool:
     """Tell whether a plain route of `app` is one of its documentation endpoints; exact, never a prefix."""
-    if type(route) is not Route:
+    if type(route) is not Route or getattr(route.endpoint, "__module__", "") != FastAPI.__module__:
         return False
     path = route_path(scope)
     return any(path == getattr(app, name, None) for name in _DOCS)
@@ -173,14 +175,14 @@ class ForcedOn:
     def __init__(self, router: Any) -> None:
         self._router = router
         self._marks = -1
-        self._routers: list[tuple[list[BaseRoute], int]] = []
+        self._routers: list[tuple[Any, tuple[int, int, int]]] = []
         self._suspects: list[tuple[BaseRoute, Any]] = []
 
     def may_match(self, scope: Scope) -> bool:
         """Tell whether `scope` may be for an operation that is forced on; looks at no route while nothing is marked."""
         if not marks_set():
             return False
-        if self._marks != marks_set() or any(len(routes) != size for routes, size in self._routers):
+        if self._marks != marks_set() or any(_routes_now(router) != routes for router, routes in self._routers):
             self._build()
         if not self._suspects:
             return False
@@ -188,24 +190,24 @@ class ForcedOn:
         return any(_match_leaf(original, context, scope)[0] is Match.FULL for original, context in self._suspects)
 
     def _build(self) -> None:
-        self._marks = marks_set()
+        marks = marks_set()
         self._routers = []
-        self._suspects = [
-            (route, context) for route, context in self._walk(self._router.routes) if self._holds_one(route)
-        ]
+        self._suspects = [(route, context) for route, context in self._walk(self._router) if self._holds_one(route)]
+        # Last: where this failed, the next request builds anew.
+        self._marks = marks
 
-    def _walk(self, routes: list[BaseRoute]) -> Iterator[tuple[BaseRoute, Any]]:
+    def _walk(self, router: Any) -> Iterator[tuple[BaseRoute, Any]]:
         """Give all routes with what matches them, and remember the lists that may change."""
-        self._remember(routes)
-        for route in routes:
+        self._remember(router)
+        for route in router.routes:
             yield from _leaves(route)
 
-    def _remember(self, routes: list[BaseRoute]) -> None:
-        self._routers.append((routes, len(routes)))
-        for route in routes:
+    def _remember(self, router: Any) -> None:
+        self._routers.append((router, _routes_now(router)))
+        for route in router.routes:
             included = getattr(route, "original_router", None)
             if included is not None:
-                self._remember(included.routes)
+                self._remember(included)
 
     def _holds_one(self, route: BaseRoute) -> bool:
         """Tell whether an operation that is forced on is here, or anywhere below a mount or a host."""
@@ -213,7 +215,13 @@ class ForcedOn:
         if mark_of(endpoint) is Mark.FORCED_ON:
             return True
         inner = None if isinstance(route, APIRoute) else routed(getattr(route, "app", None))
-        return inner is not None and any(self._holds_one(below) for below, _ in self._walk(inner.routes))
+        return inner is not None and any(self._holds_one(below) for below, _ in self._walk(inner))
+
+
+def _routes_now(router: Any) -> tuple[int, int, int]:
+    """Tell one list of routes from another, and whether it has grown, shrunk or got another end."""
+    routes = router.routes
+    return (id(routes), len(routes), id(routes[-1]) if routes else 0)
 
 
 class GatedRoute(APIRoute):
@@ -236,7 +244,10 @@ class GatedRoute(APIRoute):
     def responses(  # pyright: ignore[reportIncompatibleVariableOverride] - asked late
         self, responses: dict[int | str, dict[str, Any]]
     ) -> None:
-        self._responses = responses
+        # Before FastAPI 0.137 an included route gets what the original one told when it was included.
+        told = responses.get(self.refusal_code)
+        ours = told is not None and told in (refusal_response(), refusal_response(always=True))
+        self._responses = {k: v for k, v in responses.items() if v is not told} if ours else responses
 
     async def gate(self, scope: Scope) -> Gate:
         """Give the gate of the object that serves this request."""

@@ -8,6 +8,7 @@ import re
 import threading
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
@@ -125,9 +126,13 @@ class MaintenanceSettings(BaseSettings):
                 f"{PREFIX}BACKEND={settings.backend} names one object, which scope {scope!r} cannot share: "
                 f"set {prefix}BACKEND as well"
             )
-        if "backend" not in own and settings.backend.startswith("file:"):
-            return settings.model_copy(update={"backend": f"{settings.backend}.{scope}"})
-        return settings
+        return settings if "backend" in own else settings.with_state_of(scope)
+
+    def with_state_of(self, scope: str) -> Self:
+        """Keep the state of `scope` apart from that of others with the same settings: `file:PATH` is `PATH.scope`."""
+        if scope == DEFAULT_SCOPE or not self.backend.startswith("file:"):
+            return self
+        return self.model_copy(update={"backend": f"{self.backend}.{scope}"})
 
     @field_validator("exempt_paths", "exempt_ips", mode="before")
     @classmethod
@@ -200,7 +205,7 @@ class _Shared:
     """Backends made from URLs, so that two objects made from the same environment always agree."""
 
     backends: dict[tuple[str, str], object] = {}  # noqa: RUF012 - shared on purpose
-    lock = threading.Lock()
+    lock = threading.RLock()
 
 
 def backend_from_url(url: str, scope: str) -> object:
@@ -243,7 +248,9 @@ def _imported(url: str) -> object:
         for name in attribute.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"backend {url} cannot be imported: {error}") from error
+        raise ValueError(f"backend {url} cannot be imported: {error}; set {PREFIX}BACKEND to {_BACKENDS}") from error
+    if isinstance(found, ModuleType):
+        raise ValueError(f"backend {url} is a module; name an object in it")  # noqa: TRY004 - what the environment says
     try:
         return found() if isinstance(found, type) else found
     except TypeError as error:

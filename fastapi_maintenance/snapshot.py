@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
+from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -52,7 +53,10 @@ class FlagStore:
 
     async def read_state(self) -> MaintenanceState:
         """Ask the store; `TypeError` when it answers anything but true or false (or 1 or 0, as many stores do)."""
-        value: object = await self.flag.get_value()
+        asked: object = self.flag.get_value()
+        if not inspect.isawaitable(asked):
+            raise TypeError(f"{self!r}.get_value() is not `async def`; write it so, and set_value(), too")
+        value: object = await asked
         if isinstance(value, int) and value in {0, 1}:
             value = bool(value)
         if not isinstance(value, bool):
@@ -87,7 +91,7 @@ class Snapshot:
         self.backend = backend
         self.contacted = False
         self._known: MaintenanceState | None = None
-        self._asked_at = -float("inf")
+        self._asked_at = -inf
         self._changes = 0
         self._failing_since: float | None = None
         self._feed_fails = False
@@ -130,6 +134,12 @@ class Snapshot:
         A near backend is looked at; another one is asked in the background when `refresh_interval` seconds have
         passed, with `read_timeout` seconds to answer. Must be called in an event loop.
         """
+        if self._peek is None and time.monotonic() - self._asked_at >= refresh_interval:
+            self._refresh(read_timeout)
+        return self.last_known()
+
+    def last_known(self) -> MaintenanceState | None:
+        """Give the last known state, a near backend's of now; in any thread."""
         if self._peek is not None:
             try:
                 self._known = self._checked(self._peek(), "peek_state")
@@ -138,8 +148,6 @@ class Snapshot:
             else:
                 if self._failing_since is not None:
                     self._recovered()
-        elif time.monotonic() - self._asked_at >= refresh_interval:
-            self._refresh(read_timeout)
         known = self._known
         return known if known is None or not self.holds.local else self._with_local(known)
 
@@ -180,6 +188,10 @@ class Snapshot:
             self._failed(_no_answer(read_timeout))
         except Exception as error:  # noqa: BLE001 - whatever a user's store raises
             self._failed(error)
+        except BaseException:
+            # The event loop ends; the next one asks anew.
+            self._asked_at = -inf
+            raise
         else:
             # An answer that was asked for before a change of our own may be older than the change.
             if changes == self._changes:
@@ -224,17 +236,31 @@ class Snapshot:
         )
 
     @asynccontextmanager
-    async def watching(self) -> AsyncGenerator[None]:
-        """Listen to a backend that tells of changes by itself, until the end of the block."""
-        if not isinstance(self.backend, StateFeed):
+    async def watching(self, refresh_interval: float, read_timeout: float) -> AsyncGenerator[None]:
+        """Ask a distant backend again and again, and listen to one that tells of changes, until the end of the block.
+
+        Args:
+            refresh_interval: Seconds between two questions.
+            read_timeout: Seconds to answer.
+        """
+        if self._peek is not None:
             yield
             return
-        scope = anyio.CancelScope()
-        spawn(_bound(self._watch, self.backend, scope), self._tasks)
+        polling, listening = anyio.CancelScope(), anyio.CancelScope()
+        spawn(_bound(self._poll, refresh_interval, read_timeout, polling), self._tasks)
+        if isinstance(self.backend, StateFeed):
+            spawn(_bound(self._watch, self.backend, listening), self._tasks)
         try:
             yield
         finally:
-            scope.cancel()
+            polling.cancel()
+            listening.cancel()
+
+    async def _poll(self, refresh_interval: float, read_timeout: float, scope: anyio.CancelScope) -> None:
+        with scope:
+            while True:
+                await anyio.sleep(refresh_interval)
+                self.look(refresh_interval, read_timeout)
 
     async def _watch(self, feed: StateFeed, scope: anyio.CancelScope) -> None:
         with scope:
@@ -297,7 +323,7 @@ class Snapshot:
         if not isinstance(self.backend, StateStore):
             raise BackendReadOnlyError(
                 self.name,
-                "it can only be read; change the state where it comes from, or use a backend that can be written",
+                getattr(self.backend, "READ_ONLY", "it can only be read; change the state where it comes from"),
             )
         refused: list[Exception] = []
 
@@ -338,6 +364,8 @@ def snapshot_of(backend: object) -> Snapshot:
         return known
     if isinstance(backend, type):
         raise TypeError(f"backend is the class {backend.__name__}; give an object of it: {backend.__name__}(...)")
+    if isinstance(backend, str):
+        raise TypeError(f"backend is the string {backend!r}; write MaintenanceSettings(backend={backend!r}) for a URL")
     if isinstance(backend, BaseStateBackend) and _is_flag(backend):
         snapshot = Snapshot(FlagStore(backend))
     elif isinstance(backend, StateReader):

@@ -1,6 +1,7 @@
 """Ending what is open when a gate closes: websockets and event streams, after a time of grace. Nothing else."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -69,6 +70,7 @@ class Streams:
             with connection.cancel:
                 await app(scope, connection.receive, connection.send)
             if connection.cancel.cancel_called and connection in here.open:
+                here.cut = True
                 await connection.end()
         finally:
             here.open.discard(connection)
@@ -80,6 +82,7 @@ class _Here:
     def __init__(self, grace: float) -> None:
         self.grace = grace
         self.open: set[_Connection] = set()
+        self.cut = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._watched = False
 
@@ -100,8 +103,15 @@ class _Here:
                 for connection in tuple(self.open):
                     connection.look(now, closed=connection.place in closed)
                 await anyio.sleep(LOOK_EVERY)
+                self._collect()
         finally:
             self._watched = False
+
+    def _collect(self) -> None:
+        """Have Python collect what was cut: nobody closes a sync generator, so its `finally` block runs only then."""
+        if self.cut:
+            self.cut = False
+            gc.collect()
 
 
 class _Connection:
@@ -123,7 +133,7 @@ class _Connection:
         self._send = send
         self._refused = refused
         self._websocket = scope["type"] == "websocket"
-        self._sending = 0
+        self._sending: set[anyio.CancelScope] = set()
         self._closed_at: float | None = None
         self._deadline = inf
 
@@ -135,35 +145,39 @@ class _Connection:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass a message on, and learn from it whether this is a stream, and whether it is over."""
-        if self in self._here.open and _is_last(message):
-            self._here.open.discard(self)
-            # An end of the application's own, perhaps in its `finally` block, is not cut short.
-            with anyio.CancelScope(shield=True):
-                await self._send(message)
-            return
-        self._sending += 1
-        try:
+        """Pass a message on, and learn from it whether this is a stream, and whether it is over.
+
+        A stream is cut between two messages: there a generator runs its `finally` block as it is cancelled, while one
+        that waits for its consumer would have to be collected first.
+        """
+        if self not in self._here.open:
             await self._send(message)
-        finally:
-            self._sending -= 1
-        if _is_stream(message):
-            self._here.join(self)
+            if _is_stream(message):
+                self._here.join(self)
+            return
+        with anyio.CancelScope(shield=True) as shield:
+            if _is_last(message):
+                # An end of the application's own, perhaps in a `finally` block, is never cut short.
+                self._here.open.discard(self)
+                await self._send(message)
+                return
+            self._sending.add(shield)
+            try:
+                await self._send(message)
+            finally:
+                self._sending.discard(shield)
 
     def look(self, now: float, *, closed: bool) -> None:
-        """End the connection when it has been refused for the time of grace.
-
-        It is ended between two messages: a generator that is cancelled where it waits by itself runs its `finally`
-        block at once, one that waits for its consumer does so when it is collected. A client that takes no message is
-        not waited for.
-        """
+        """End the connection when it has been refused for the time of grace, a client that takes no message later."""
         if not closed:
             self._closed_at, self._deadline = None, inf
         elif self._closed_at is None:
             self._closed_at = now
             spawn(partial(self._judge, now), self._here.tasks)
-        elif now >= self._deadline + (STALLED if self._sending else 0):
+        elif now >= self._deadline:
             self.cancel.cancel()
+            for shield in self._sending if now >= self._deadline + STALLED else ():
+                shield.shield = False
 
     async def _judge(self, closed_at: float) -> None:
         """Ask, once for each time that the gate closes, whether mark and exemptions let this connection go on."""

@@ -1,10 +1,11 @@
 """What OpenTelemetry is told, in a process that uses it. Nothing is imported where it is absent."""
 
 import sys
-import weakref
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 from starlette.types import Scope
 
@@ -21,6 +22,24 @@ def _loaded(name: str) -> ModuleType | None:
     return sys.modules.get(f"opentelemetry.{name}")
 
 
+class _Observed:
+    """What the one gauge of the process tells of: a second gauge of its name would not be asked."""
+
+    telemetries: "WeakSet[Telemetry]" = WeakSet()  # noqa: RUF012 - shared on purpose
+    lock = threading.Lock()
+
+
+def _observe(options: object) -> Iterable[Any]:  # noqa: ARG001 - what a callback gets
+    """Tell of each scope whether any object of it is closed."""
+    metrics: Any = _loaded("metrics")
+    with _Observed.lock:
+        telemetries = list(_Observed.telemetries)
+    closed: dict[str, bool] = {}
+    for telemetry in telemetries:
+        closed[telemetry.scope] = closed.get(telemetry.scope, False) or telemetry.mode() is not None
+    return [metrics.Observation(int(value), {"maintenance.scope": scope}) for scope, value in closed.items()]
+
+
 class Telemetry:
     """The instruments of one object.
 
@@ -30,13 +49,12 @@ class Telemetry:
 
     Args:
         scope: The object's scope.
-        mode: A method that gives the mode that is known now, without waiting; called by the thread that collects
-            metrics, for as long as its object lives.
+        mode: Gives the mode that is known now, without waiting; called by the thread that collects metrics.
     """
 
     def __init__(self, scope: str, mode: Callable[[], Mode | None]) -> None:
-        self._scope = scope
-        self._mode = weakref.WeakMethod(mode)
+        self.scope = scope
+        self.mode = mode
         self._counter: Any = None
         self.begin()
 
@@ -45,18 +63,14 @@ class Telemetry:
         metrics: Any = _loaded("metrics")
         if metrics is None or self._counter is not None:
             return
-        mode, attributes = self._mode, {"maintenance.scope": self._scope}
-
-        def observe(options: object) -> list[Any]:  # noqa: ARG001 - what a callback gets
-            ask = mode()
-            return [] if ask is None else [metrics.Observation(0 if ask() is None else 1, attributes)]
-
+        with _Observed.lock:
+            _Observed.telemetries.add(self)
         meter = metrics.get_meter(METER)
+        meter.create_observable_gauge(
+            "maintenance.active", [_observe], description="1 while closed for maintenance, else 0"
+        )
         self._counter = meter.create_counter(
             "maintenance.refusals", unit="{request}", description="Requests refused for maintenance"
-        )
-        meter.create_observable_gauge(
-            "maintenance.active", [observe], description="1 while closed for maintenance, else 0"
         )
 
     def refused(self, scope: Scope, mode: Mode, gate: str, route: str | None) -> None:
@@ -68,7 +82,7 @@ class Telemetry:
             gate: The kind of gate.
             route: The route's path with placeholders, where there is one.
         """
-        attributes = {"maintenance.gate": gate, "maintenance.scope": self._scope}
+        attributes = {"maintenance.gate": gate, "maintenance.scope": self.scope}
         trace: Any = _loaded("trace")
         if trace is not None:
             # A guard runs within FastAPI's own span for dependencies, which is the current one there.

@@ -21,3 +21,12 @@ def _clean_slate(monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setattr(_Default, "maintenance", None)
     monkeypatch.setattr(_Shared, "backends", {})
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Give a function that serves the source of an app and gives its port; the servers end with the test."""
+    from tests.servers import serving  # noqa: PLC0415 - the examples are tested without that module, too
+
+    with serving(tmp_path) as start:
+        yield start

@@ -20,8 +20,8 @@ MODULES = {
 }
 LAYERS = [
     ["state", "marks", "tasks", "negotiation"],
-    ["decision", "errors", "openapi", "page", "telemetry"],
-    ["backends.base"],
+    ["audit", "decision", "errors", "openapi", "page", "telemetry"],
+    ["backends.base", "backends.locks"],
     ["backends.env", "backends.file", "backends.memory"],
     ["backends"],
     ["settings", "holds"],
@@ -30,7 +30,7 @@ LAYERS = [
     ["gate"],
     ["routing", "streams"],
     ["maintenance"],
-    ["middleware", "functional"],
+    ["middleware", "functional", "testing"],
 ]
 RANK = {f"{NAME}.{module}": rank for rank, layer in enumerate(LAYERS) for module in layer} | {NAME: len(LAYERS)}
 OPTIONAL = {"trio", "redis", "typer", "jinja2", "opentelemetry", "httpx", "httpx2"}

@@ -217,7 +217,7 @@ async def test_the_environment_cannot_be_changed(caplog):
     maintenance = Maintenance(backend=backend)
     soon = datetime.now(UTC) + timedelta(hours=1)
     for change in (maintenance.enable, maintenance.disable, lambda: maintenance.schedule(soon, soon + timedelta(1))):
-        with pytest.raises(BackendReadOnlyError, match="can only be read"):
+        with pytest.raises(BackendReadOnlyError, match="the environment can only be set before the start"):
             await change()
     await backend.set_value(True)
     assert not await maintenance.status()
@@ -274,7 +274,7 @@ def test_the_base_class_wants_both_methods():
     [
         (lambda path: EnvVarBackend(), {StateReader, StatePeek}),
         (STORES["memory"], {StateReader, StatePeek, StateStore, HoldStore}),
-        (STORES["file"], {StateReader, StatePeek, StateStore}),
+        (STORES["file"], {StateReader, StatePeek, StateStore, HoldStore}),
         (STORES["flag"], set()),
         (STORES["document"], {StateReader, StateStore}),
     ],

@@ -75,7 +75,7 @@ CASES = [
     ),
     (
         DrainUnsupported("it is a network file system"),
-        "drain= cannot be promised: it is a network file system; leave drain= out, or use a backend that can",
+        "drain= cannot be promised: it is a network file system; leave drain= out",
         {"reason": "it is a network file system"},
     ),
     (

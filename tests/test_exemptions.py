@@ -445,11 +445,11 @@ async def test_a_handler_that_raises_exempts_nobody(caplog, handler, error):
     ids=["yes", "empty", "1", "0", "object", "list", "not implemented", "async generator", "generator"],
 )
 async def test_a_handler_that_answers_nonsense_exempts_nobody(caplog, handler, kind):
-    """An answer that is neither true nor false exempts nobody; the log has one error that shows it."""
+    """An answer that is neither true nor false exempts nobody; the log has one error that names its type."""
     assert await covers(handler=handler) is False
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert f"({kind}), so it exempts nobody; it must give True or False" in record.getMessage()
+    assert f"gave a {kind}, so it exempts nobody; it must give True or False" in record.getMessage()
 
 
 @pytest.mark.anyio

@@ -6,7 +6,6 @@ import logging
 import os
 import pwd
 import re
-import signal
 import socket
 import stat
 import subprocess
@@ -21,7 +20,7 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from fastapi_maintenance import BackendError, Maintenance
+from fastapi_maintenance import BackendError, Maintenance, set_maintenance_mode
 from fastapi_maintenance.backends import LocalFileBackend
 from fastapi_maintenance.backends.file import SIZE_LIMIT
 from fastapi_maintenance.state import OPEN
@@ -96,15 +95,46 @@ async def test_plain_states_are_written_as_words_and_richer_ones_as_a_document(p
     maintenance = Maintenance(backend=LocalFileBackend(path))
     written = []
     for change in (
-        maintenance.enable(),
+        set_maintenance_mode(True, maintenance.backend),
         maintenance.disable(),
         maintenance.enable(message="soon back"),
-        maintenance.enable(),
+        set_maintenance_mode(True, maintenance.backend),
     ):
         await change
         written.append(path.read_text())
     assert (written[0], written[1], written[3]) == ("1\n", "0\n", "1\n")
     assert json.loads(written[2])["switch"]["message"] == "soon back"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("said", "by"), [({}, rf".+@{re.escape(socket.gethostname())}:{os.getpid()}"), ({"by": "ann"}, "ann")], ids=str
+)
+async def test_the_document_says_who_turned_it_on(path, said, by):
+    """`enable()` writes who did it: user@host:pid, or what it was told."""
+    await Maintenance(backend=LocalFileBackend(path)).enable(**said)
+    assert re.fullmatch(by, json.loads(path.read_text())["switch"]["by"])
+
+
+@pytest.mark.anyio
+async def test_the_gate_appears_beside_it_at_the_first_change(path):
+    """A change makes the file and its gate and nothing else; the gate is never replaced."""
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    await maintenance.enable()
+    first = path.with_name("state.gate").stat().st_ino
+    await maintenance.disable()
+    assert (names(path.parent), path.with_name("state.gate").stat().st_ino) == (["state", "state.gate"], first)
+
+
+@pytest.mark.anyio
+async def test_an_edit_that_forgets_the_revision_gets_one(path):
+    """The revision grows with each change, also when the edit gives a state with an old one."""
+    backend = LocalFileBackend(path)
+    await backend.set_value(True)
+    revisions = [
+        (await backend.change_state(lambda state, n=n: OPEN.model_copy(update={"n": n}))).revision for n in (1, 2)
+    ]
+    assert revisions == [2, 3]
 
 
 @pytest.mark.anyio
@@ -141,7 +171,7 @@ async def test_the_state_survives_a_restart(path):
 
 @pytest.mark.anyio
 async def test_an_edit_that_changes_nothing_writes_nothing(path):
-    """When the edit gives the same state back, there is no new file."""
+    """When the edit gives the same state back, there is no state file."""
     state = await LocalFileBackend(path).change_state(lambda state: state)
     assert (state.switch, path.exists()) == (None, False)
 
@@ -197,6 +227,7 @@ async def test_what_cannot_be_read_keeps_the_last_known_state(broken, tmp_path, 
     maintenance = Maintenance(backend=backend)
     await maintenance.enable()
     await maintenance.status()
+    caplog.clear()
     backend.file_path = str(path)
     spoil(path)
     seen = [await maintenance.status() for _ in range(3)]
@@ -215,7 +246,8 @@ async def test_a_file_with_nothing_in_it_can_be_written(path, contents):
     unknown = await maintenance.status()
     await maintenance.enable()
     status = await maintenance.status()
-    assert (unknown.stale is None, status.active, status.stale, path.read_text()) == (False, True, None, "1\n")
+    assert (unknown.stale is None, status.active, status.stale) == (False, True, None)
+    assert json.loads(path.read_text())["revision"] == status.revision
 
 
 @pytest.mark.anyio
@@ -224,11 +256,14 @@ async def test_a_write_refuses_to_destroy_what_it_cannot_read(what, path, monkey
     """`enable()`, `disable()` and a hold raise, and what stands there stays as it is, with nothing beside it."""
     monkeypatch.chdir(path.parent)
     (path.parent / "elsewhere").write_text("0\n")
+    backend = LocalFileBackend(path)
     path = Path("/dev/null") if what == "device" else path
+    # Its gate stays where it is, not in /dev.
+    backend.file_path = str(path)
     spoil, _ = BROKEN[what]
     spoil(path)
     before = path.lstat()
-    maintenance = Maintenance(backend=LocalFileBackend(path))
+    maintenance = Maintenance(backend=backend)
     for change in (maintenance.enable, maintenance.disable, maintenance.on().__aenter__):
         with pytest.raises(BackendError, match=str(path)):
             await change()
@@ -236,6 +271,22 @@ async def test_a_write_refuses_to_destroy_what_it_cannot_read(what, path, monkey
     assert (after.st_ino, after.st_size, after.st_mode) == (before.st_ino, before.st_size, before.st_mode)
     assert [name for name in names(path.parent) if name.startswith(f".{path.name}.")] == []
     assert (await maintenance.status()).holds == ()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("what", ["symlink", "directory", "FIFO", "huge"])
+async def test_what_takes_the_place_of_an_empty_file_is_not_destroyed(what, path):
+    """That there was nothing to destroy at the last look does not count at the next one."""
+    backend = LocalFileBackend(path)
+    path.write_text("")
+    with pytest.raises(BackendError):
+        backend.peek_state()
+    path.unlink()
+    BROKEN[what][0](path)
+    before = path.lstat()
+    with pytest.raises(BackendError, match="It was not overwritten"):
+        await backend.set_value(True)
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
 
 
 @pytest.mark.anyio
@@ -425,7 +476,7 @@ async def test_a_failed_write_leaves_the_old_state(path, monkeypatch, text, call
         assert all(word in str(caught.value) for word in (str(path), os.strerror(number), f"user {user}", "mode d"))
     monkeypatch.undo()
     assert path.read_text() == text
-    assert names(path.parent) == ["state"]
+    assert set(names(path.parent)) <= {"state", "state.gate"}
     assert not await maintenance.status()
 
 
@@ -446,14 +497,29 @@ async def test_a_directory_that_cannot_be_synced_does_not_deny_what_was_stored(p
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: real(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else fail(OSError)())
     assert (await Maintenance(backend=LocalFileBackend(path)).enable()).active
-    assert path.read_text() == "1\n"
+    assert json.loads(path.read_text())["switch"]["mode"] == "full"
+
+
+@pytest.mark.anyio
+async def test_a_gate_that_cannot_be_told_of_the_end_does_not_deny_what_was_stored(path, monkeypatch):
+    """The revision that could not be written is used up all the same."""
+    backend = LocalFileBackend(path)
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, raw, at: real(fd, raw, at) if raw[0] & 1 else fail(OSError)())
+    await backend.set_value(True)
+    stored = path.read_text()
+    monkeypatch.undo()
+    path.write_text("0")
+    other = LocalFileBackend(path)
+    await other.set_value(True)
+    assert (stored, (await other.read_state()).revision) == ("1\n", 2)
 
 
 @pytest.mark.anyio
 async def test_a_state_over_the_limit_is_refused(path, monkeypatch):
     """What could not be read back is not written."""
     maintenance = Maintenance(backend=LocalFileBackend(path))
-    await maintenance.enable()
+    await maintenance.backend.set_value(True)
     monkeypatch.setattr("fastapi_maintenance.backends.file.SIZE_LIMIT", 200)
     with pytest.raises(BackendError, match="at most 200 are allowed"):
         await maintenance.enable(message="x" * 200)
@@ -499,9 +565,10 @@ async def test_a_file_that_cannot_be_given_away_is_written_all_the_same(path, mo
     """Who may not change the owner still changes the state, with the mode kept."""
     path.write_text("0")
     path.chmod(0o640)
+    path.with_name("state.gate").touch()
     asked = []
     monkeypatch.setattr(os, "fchown", lambda fd, uid, gid: asked.append(uid) or fail(PermissionError(errno.EPERM))())
-    await Maintenance(backend=LocalFileBackend(path)).enable()
+    await LocalFileBackend(path).set_value(True)
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("1\n", 0o640)
     assert asked == [path.stat().st_uid, -1]
 
@@ -555,7 +622,7 @@ def test_a_full_disk_leaves_the_old_state(path):
     path.write_text("1\n")
     said, active = run_program(path, "full disk")
     assert said.startswith(f"state file {path}: cannot be written: File too large (user ")
-    assert (active, path.read_text(), names(path.parent)) == ("True", "1\n", ["state"])
+    assert (active, path.read_text(), names(path.parent)) == ("True", "1\n", ["state", "state.gate"])
 
 
 @pytest.fixture
@@ -581,6 +648,7 @@ def test_an_ordinary_user_in_a_read_only_directory_is_named(public):
 
 def test_an_ordinary_user_who_may_not_read_is_told_so(public):
     """A file without permission is a failure, not "off", and it is not overwritten."""
+    public.chmod(0o777)
     state = public / "state"
     state.write_text("1\n")
     state.chmod(0)
@@ -612,39 +680,4 @@ def test_threads_that_change_at_once_lose_nothing(path):
         list(pool.map(lambda n: anyio.run(work, range(5 * n, 5 * n + 5)), range(6)))
     document = json.loads(path.read_text())
     assert {window["message"] for window in document["windows"]} == {str(number) for number in range(30)}
-    assert names(path.parent) == ["state"]
-
-
-WRITER = """
-import asyncio, sys
-from fastapi_maintenance.backends import LocalFileBackend
-
-async def main():
-    backend = LocalFileBackend(sys.argv[1])
-    while True:
-        await backend.change_state(lambda state: state.switched(state.switch.since, on=True))
-        print(flush=True)
-
-asyncio.run(main())
-"""
-
-
-def test_a_reader_never_sees_off_while_a_writer_says_on_again_and_again(path):
-    """The file is replaced whole, so there is no instant at which it is missing, empty or half."""
-    path.write_text("1\n")
-    backend = LocalFileBackend(path)
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, path], cwd=ROOT, stdout=subprocess.PIPE)  # noqa: S603 - this program
-    try:
-        writer.stdout.readline()
-        inodes = {path.stat().st_ino}
-        seen = set()
-        for number in range(20_000):
-            seen.add(backend.peek_state().switch is not None)
-            if number % 1000 == 0:
-                writer.stdout.readline()
-                inodes.add(path.stat().st_ino)
-    finally:
-        writer.send_signal(signal.SIGKILL)
-        writer.communicate()
-    assert seen == {True}
-    assert len(inodes) > 1
+    assert (document["revision"], names(path.parent)) == (30, ["state", "state.gate"])

@@ -359,13 +359,10 @@ async def raw(app, method, path, headers):
         "headers": [(name, value.encode("latin-1")) for name, value in headers],
     }
 
-    async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
-
     async def send(message):
         sent.append(message)
 
-    await app(scope, receive, send)
+    await app(scope, anyio.sleep_forever, send)
     start, *bodies = sent
     found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
     return start["status"], found, b"".join(message.get("body", b"") for message in bodies)

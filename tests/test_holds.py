@@ -1,7 +1,9 @@
 """Holding it closed for the time of a block: overlaps, failures, cancellation, and stores that carry no holds."""
 
 import asyncio
+import errno
 import functools
+import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -70,10 +72,18 @@ class Carrier(MemoryBackend):
         await super().end_hold(hold, failed=failed)
 
 
+def lockless(path):
+    """Give a file backend as it is on a system without kernel locks."""
+    backend = LocalFileBackend(path / "state")
+    backend._gate = None
+    return backend
+
+
 BACKENDS = {
     "env": lambda path: EnvVarBackend(),
     "memory": lambda path: MemoryBackend(),
     "file": lambda path: LocalFileBackend(path / "state"),
+    "lockless": lockless,
     "flag": lambda path: Flag(),
 }
 
@@ -90,7 +100,7 @@ def writable(request, tmp_path):
     return Maintenance(backend=BACKENDS[request.param](tmp_path))
 
 
-@pytest.fixture(params=["file", "flag"])
+@pytest.fixture(params=["lockless", "flag"])
 def lending(request, tmp_path):
     """Give an object on each kind of store that can be written but carries no holds."""
     return Maintenance(backend=BACKENDS[request.param](tmp_path))
@@ -99,6 +109,11 @@ def lending(request, tmp_path):
 async def active(maintenance):
     """Tell whether it is closed."""
     return (await maintenance.status()).active
+
+
+def broken(*args):
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, "No room")
 
 
 async def until(condition):
@@ -360,9 +375,10 @@ async def test_what_was_on_before_stays_on(writable):
 
 
 @pytest.mark.anyio
-async def test_a_switch_with_more_to_say_is_put_back_whole(tmp_path):
+@pytest.mark.parametrize("name", ["file", "lockless", "memory"])
+async def test_a_switch_with_more_to_say_is_afterwards_what_it_was(name, tmp_path):
     """Message, mode and end of the switch are afterwards what they were before the holds."""
-    maintenance = Maintenance(backend=LocalFileBackend(tmp_path / "state"))
+    maintenance = Maintenance(backend=BACKENDS[name](tmp_path))
     end = datetime.now(UTC) + timedelta(hours=1)
     before = await maintenance.enable(message="soon back", mode="read_only", until=end)
     async with maintenance.on():
@@ -386,23 +402,78 @@ async def test_what_somebody_else_turned_off_meanwhile_stays_off(lending):
 
 
 @pytest.mark.anyio
-async def test_what_somebody_else_said_meanwhile_stays(tmp_path):
+@pytest.mark.parametrize("name", ["file", "lockless"])
+async def test_what_somebody_else_said_meanwhile_stays(name, tmp_path):
     """A switch with a message, set by another process during a hold, is on after the hold."""
-    path = tmp_path / "state"
-    maintenance = Maintenance(backend=LocalFileBackend(path))
+    maintenance = Maintenance(backend=BACKENDS[name](tmp_path))
     async with maintenance.on():
-        await Maintenance(backend=LocalFileBackend(path)).enable(message="fire")
+        await Maintenance(backend=BACKENDS[name](tmp_path)).enable(message="fire")
     assert (await maintenance.status()).message == "fire"
 
 
 @pytest.mark.anyio
-async def test_the_file_says_1_during_a_hold_and_0_after(tmp_path):
-    """Shell scripts and other workers see the hold as the switch."""
-    path = tmp_path / "state"
+@pytest.mark.parametrize("text", ["0\n", "1\n", '{"team": "ops"}'])
+async def test_the_file_lists_a_hold_and_leaves_the_switch_alone(text, tmp_path):
+    """Inside, the document holds the hold beside the switch that was there; afterwards only that switch."""
+    path = anyio.Path(tmp_path / "state")
+    await path.write_text(text)
     maintenance = Maintenance(backend=LocalFileBackend(path))
+    before = (await maintenance.backend.read_state()).switch
+    async with maintenance.on(message="moving") as hold:
+        inside = json.loads(await path.read_text())
+        switch = (await maintenance.backend.read_state()).switch
+    after = await maintenance.backend.read_state()
+    assert [(held["id"], held["message"]) for held in inside["holds"]] == [(hold.id, "moving")]
+    assert (inside["switch"] is None, switch, after.switch, after.holds) == (before is None, before, before, ())
+
+
+@pytest.mark.anyio
+async def test_without_kernel_locks_the_file_says_1_during_a_hold_and_0_after(tmp_path):
+    """Shell scripts and other workers see the hold as the switch."""
+    maintenance = Maintenance(backend=lockless(tmp_path))
     async with maintenance.on():
-        inside = await anyio.Path(path).read_text()
-    assert (inside, await anyio.Path(path).read_text()) == ("1\n", "0\n")
+        inside = await anyio.Path(tmp_path / "state").read_text()
+    assert (inside, await anyio.Path(tmp_path / "state").read_text()) == ("1\n", "0\n")
+
+
+@pytest.mark.anyio
+async def test_another_object_on_the_same_file_sees_the_hold(tmp_path):
+    """Other workers are closed by the hold while it lives, and it is not theirs to end."""
+    one, other = (Maintenance(backend=LocalFileBackend(tmp_path / "state")) for _ in range(2))
+    async with one.on() as hold:
+        await other.enable()
+        inside = await other.disable()
+        async with other.on():
+            pass
+        still = await active(other)
+    assert ([held.id for held in inside.holds], still, await active(other)) == ([hold.id], True, False)
+
+
+@pytest.mark.anyio
+async def test_a_hold_ends_even_when_its_end_cannot_be_written(tmp_path, monkeypatch):
+    """What ends it is the lock: everybody is open at once, and the next change forgets it."""
+    one, other = (Maintenance(backend=LocalFileBackend(tmp_path / "state")) for _ in range(2))
+    async with one.on():
+        inside = await active(one)
+        monkeypatch.setattr("os.replace", broken)
+    after = (inside, await active(one), await active(other))
+    monkeypatch.undo()
+    await other.enable()
+    assert (after, json.loads(await anyio.Path(tmp_path / "state").read_text())["holds"]) == ((True, False, False), [])
+
+
+@pytest.mark.anyio
+async def test_a_hold_that_keeps_stays_when_its_end_cannot_be_written(tmp_path, monkeypatch):
+    """It could not be told from one that failed, so it is an orphan, and the error says why."""
+    maintenance = Maintenance(backend=LocalFileBackend(tmp_path / "state"))
+    context = maintenance.on(on_failure="keep")
+    await context.__aenter__()
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(BackendError, match="cannot be written: No room"):
+        await context.__aexit__(None, None, None)
+    monkeypatch.undo()
+    assert [hold.phase for hold in (await maintenance.status()).holds] == ["orphan"]
+    assert not await maintenance.disable()
 
 
 @pytest.mark.anyio
@@ -435,8 +506,9 @@ async def test_an_edit_that_is_tried_again_remembers_the_newest_state():
     ("name", "said"),
     [
         ("env", "other processes stay as they are"),
-        ("file", "leaves it on"),
+        ("lockless", "leaves it on"),
         ("flag", "leaves it on"),
+        ("file", None),
         ("memory", None),
     ],
 )
@@ -664,7 +736,7 @@ async def test_cancelling_while_waiting_for_a_turn_means_no_hold():
     assert (scope.cancelled_caught, waiting, (await maintenance.status()).holds) == (True, 1, ())
 
 
-@pytest.mark.parametrize("name", ["memory", "file", "flag"])
+@pytest.mark.parametrize("name", ["memory", "file", "lockless", "flag"])
 @pytest.mark.parametrize("steps", range(12))
 def test_a_native_cancellation_at_any_step_leaves_no_hold(name, steps, tmp_path):
     """`task.cancel()`, as `asyncio.timeout` does it, at each step of entering, body and leaving, and twice, too."""

@@ -367,10 +367,11 @@ class Untouched(list):
         raise AssertionError
 
 
-class Unasked:
-    """An application that answers by itself, and must not be asked for a route."""
+class Unasked(Router):
+    """A router that answers by itself, and must not be asked for a route."""
 
     def __init__(self):
+        super().__init__()
         self.route = Mock(spec=Route, endpoint=None, app=None)
         self.route.matches.side_effect = AssertionError
         self.routes = [self.route]
@@ -595,7 +596,7 @@ async def test_decision_is_noted_in_the_scope():
     await maintenance.enable(mode="read_only")
     await app(found, AsyncMock(), AsyncMock())
     await app(missing, AsyncMock(), AsyncMock())
-    assert list(found[DECIDED]) == [maintenance]
+    assert [owner for owner, *_ in found[DECIDED]] == [maintenance]
     assert DECIDED not in missing
 
 

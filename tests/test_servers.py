@@ -1,33 +1,20 @@
 """Real servers: uvicorn with two workers, a large upload over a socket, a websocket client, a start that is refused."""
 
-import http.client
-import importlib.util
-import os
-import re
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-pytestmark = pytest.mark.skipif(
-    sys.platform in {"win32", "emscripten", "wasi"} or importlib.util.find_spec("uvicorn") is None,
-    reason="needs uvicorn, and a system on which it runs workers and ends by a signal",
-)
+from tests.servers import PATIENCE, WITH_PID, asked, command, environment, needs_servers, until
 
-ROOT = Path(__file__).parents[1]
-PATIENCE = 60
-"""Seconds after which a server that does nothing is a failure."""
+pytestmark = needs_servers
 
 SIZE = 20 * 1024 * 1024
 
 THREE_GATES = """
-import os
-
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi_maintenance import Maintenance, MaintenanceModeMiddleware
 
@@ -42,15 +29,6 @@ mounted.add_api_route("/x", lambda: "open")
 api.include_router(guarded)
 api.include_router(routed)
 api.mount("/mounted", MaintenanceModeMiddleware(mounted, maintenance=maintenance))
-
-
-async def app(scope, receive, send):
-    async def send_with_pid(message):
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"pid", str(os.getpid()).encode())]
-        await send(message)
-
-    await api(scope, receive, send_with_pid)
 """
 
 UPLOADS = """
@@ -116,64 +94,6 @@ WRONG = {
 }
 
 
-def command(*options):
-    """Give the command that serves `served.py` on a port that the system chooses."""
-    return [sys.executable, "-m", "uvicorn", "served:app", "--host", "127.0.0.1", "--port", "0", *options]
-
-
-def environment(**more):
-    """Give the environment of a process that imports this package."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "FASTAPI_MAINTENANCE_BACKEND": "file:state", **more}
-
-
-def until(condition):
-    """Wait until `condition` gives something, and give that."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.02)
-    return found
-
-
-@pytest.fixture
-def serve(tmp_path):
-    """Give a function that serves the source of an app and gives its port; the servers end with the test."""
-    processes = []
-
-    def start(source, *options, workers=1):
-        (tmp_path / "served.py").write_text(source)
-        log = tmp_path / "log"
-        with log.open("w") as output:
-            processes.append(
-                subprocess.Popen(  # noqa: S603 - our own
-                    command(*options), cwd=tmp_path, env=environment(), stdout=output, stderr=output
-                )
-            )
-
-        def port():
-            text = log.read_text()
-            assert processes[-1].poll() is None, text
-            running = re.search(r"running on http://127.0.0.1:(\d+)", text)
-            return running and text.count("startup complete") == workers and int(running[1])
-
-        return until(port)
-
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait(PATIENCE)
-
-
-def asked(port, path, method="GET"):
-    """Ask over a new connection; give status, body and the worker's process."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    connection.request(method, path)
-    response = connection.getresponse()
-    answer = response.status, response.read().decode(), response.headers.get("pid")
-    connection.close()
-    return answer
-
-
 def by_worker(port, path, workers=2):
     """Ask until every worker has answered; give what each answered each time."""
     answers = {}
@@ -207,7 +127,7 @@ def switched(value):
 @pytest.mark.parametrize("path", ["/guard", "/route", "/mounted/x"])
 def test_two_workers(serve, tmp_path, path):
     """Once another process wrote the switch, the next request to each worker is refused; cleared, it is served."""
-    port = serve(THREE_GATES, "--workers", "2", workers=2)
+    port = serve(THREE_GATES + WITH_PID, "--workers", "2", workers=2)
     seen = [by_worker(port, path)]
     for source in (switched(True), switched(False), written("1\\n"), written("0\\n")):
         elsewhere(tmp_path, source)

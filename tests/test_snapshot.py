@@ -520,7 +520,7 @@ def test_a_store_is_asked_outside_of_the_request(clock):
     ("thing", "said"),
     [
         (object(), "object is no backend"),
-        ("file:x", "str is no backend"),
+        ("file:x", "backend is the string 'file:x'"),
         ({"on": True}, "dict is no backend"),
         (MemoryBackend, r"backend is the class MemoryBackend; give an object of it: MemoryBackend\(...\)"),
         (Store, "backend is the class Store"),

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 import fastapi.routing
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
@@ -26,19 +27,22 @@ from fastapi_maintenance import (
     streams,
 )
 from fastapi_maintenance.backends import MemoryBackend
+from fastapi_maintenance.tasks import spawn
 
 EVENTS = "text/event-stream"
-PATIENCE = 20
+PATIENCE = 3
 """Seconds after which a condition that does not come true is a failure."""
 
 EventSourceResponse = getattr(fastapi.routing, "EventSourceResponse", None)
+collected = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+"""Trio warns where a framework leaves an async generator to be collected."""
 needs_sse = pytest.mark.skipif(EventSourceResponse is None, reason="this FastAPI has no EventSourceResponse")
 
 
 async def until(condition):
     """Wait until a condition is true."""
     with anyio.fail_after(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of many kinds
             await anyio.sleep(0.001)
 
 
@@ -97,7 +101,7 @@ class Connection:
             self.scope.pop("method")
             self.incoming = [{"type": "websocket.connect"}]
         self.sent = []
-        self.broken = False
+        self.at_end = None
         self.stalled = False
         self.over = False
         self.error = None
@@ -110,17 +114,15 @@ class Connection:
         self.over = True
 
     async def receive(self):
-        while not self.incoming:
-            await anyio.sleep(0.001)
+        await until(lambda: self.incoming)
         return self.incoming.pop(0)
 
     async def send(self, message):
         await anyio.lowlevel.checkpoint()
-        if self.broken:
-            raise OSError("the client has gone")
+        if self.at_end is not None and message == self.end:
+            self.at_end()
         self.sent.append(message)
-        while self.stalled:
-            await anyio.sleep(0.001)
+        await until(lambda: not self.stalled)
 
     def say(self, text):
         self.incoming.append({"type": "websocket.receive", "text": text})
@@ -170,7 +172,7 @@ class Service:
         self._add("", lambda endpoint: endpoint)
         self._add("/always", force_maintenance_mode_off)
 
-    def _add(self, prefix, mark):
+    def _add(self, prefix, mark):  # noqa: C901 - one app
         router = APIRouter(prefix=prefix)
         add = partial(router.add_api_route, methods=["GET", "POST"])
 
@@ -191,8 +193,7 @@ class Service:
 
         async def slow():
             with self.cleaning(f"{prefix}/slow"):
-                while not self.release:
-                    await anyio.sleep(0.001)
+                await until(lambda: self.release)
             return "done"
 
         async def sse():
@@ -219,6 +220,10 @@ class Service:
         router.add_api_websocket_route("/ws", mark(socket))
         self.app.include_router(router)
 
+    def has_begun(self, *paths):
+        """Give the condition that these have begun."""
+        return lambda _: set(paths) <= set(self.begun)
+
     @contextmanager
     def cleaning(self, path):
         self.begun.append(path)
@@ -228,10 +233,11 @@ class Service:
             self.cleaned.append(path)
 
 
-STREAMS = ["/ws", "/events", "/sync", pytest.param("/sse", marks=needs_sse), pytest.param("/sync_sse", marks=needs_sse)]
+STREAMS = ["/ws", "/events", "/sync", *(pytest.param(path, marks=needs_sse) for path in ("/sse", "/sync_sse"))]
 
 
 @pytest.mark.anyio
+@collected
 @pytest.mark.parametrize("spec", ["2.3", "2.4"])
 @pytest.mark.parametrize("path", STREAMS)
 async def test_a_stream_ends(path, spec):
@@ -246,6 +252,22 @@ async def test_a_stream_ends(path, spec):
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+@pytest.mark.parametrize("path", ["/ws", "/events"])
+async def test_finally_blocks_run_first(monkeypatch, path, spec):
+    """The `finally` block of an endpoint or an async generator has run before the client is told the end."""
+    monkeypatch.setattr(streams.gc, "collect", lambda: None)
+    service = Service()
+    async with opened(service.app, path, spec=spec) as connection:
+        cleaned = []
+        connection.at_end = lambda: cleaned.extend(service.cleaned)
+        await service.maintenance.enable()
+        await until(lambda: connection.over)
+        assert cleaned == [path]
+
+
+@pytest.mark.anyio
+@collected
 @pytest.mark.parametrize("path", ["/ws", "/events"])
 @pytest.mark.parametrize("inside", [GZipMiddleware, BaseHTTPMiddleware])
 async def test_a_stream_ends_through_other_middleware(path, inside):
@@ -295,7 +317,7 @@ async def test_one_that_becomes_a_stream_while_closed_ends():
 
 
 @pytest.mark.anyio
-async def test_a_raw_application(clock):
+async def test_a_raw_application():
     """An ASGI application without routes is served, too; one that is marked forced off goes on."""
     maintenance = Maintenance(backend=MemoryBackend())
 
@@ -315,7 +337,6 @@ async def test_a_raw_application(clock):
         await maintenance.enable()
         await until(lambda: connection.over)
         assert connection.last == connection.end
-        await clock.looked()
         assert await is_served(kept)
 
 
@@ -407,8 +428,7 @@ async def test_a_request_without_an_answer_yet_goes_on():
     @service.app.websocket("/ws/slow")
     async def handshake(websocket: WebSocket):
         with service.cleaning("handshake"):
-            while not service.release:
-                await anyio.sleep(0.001)
+            await until(lambda: service.release)
         await websocket.close(4000)
 
     paths = ("/slow", "/ws/slow", "/ws")
@@ -475,7 +495,7 @@ async def test_opening_again_within_the_grace_saves_a_stream(clock):
 
 @pytest.mark.anyio
 async def test_exemptions_are_asked_once_for_each_closing(clock):
-    """The handler is asked once when the gate closes, inside of its object; a late answer counts for no other closing."""
+    """The handler is asked once when the gate closes, inside of its object; a late answer counts for nothing."""
     asked, answers = [], [anyio.Event(), anyio.Event()]
 
     async def handler(request):
@@ -525,19 +545,398 @@ async def test_where_nobody_can_tell_a_stream_goes_on(clock, caplog):
 # Endings that meet
 
 
+def with_socket(endpoint, grace=0.0):
+    """Give a service with a websocket endpoint at `/ws/own`."""
+    service = Service(grace)
+    service.app.add_api_websocket_route("/ws/own", endpoint)
+    return service
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/ws", "/events"])
 async def test_a_client_that_has_gone_is_told_nothing(path):
     """When the client goes while it is told the end, that is no error."""
     service = Service()
+
+    def gone():
+        raise OSError("the client has gone")
+
     async with opened(service.app, path) as connection:
-
-        async def gone(_message):
-            await anyio.lowlevel.checkpoint()
-            raise OSError("gone")
-
-        connection.before_last = gone
+        connection.at_end = gone
         await service.maintenance.enable()
         await until(lambda: connection.over)
         assert connection.error is None
         assert connection.last != connection.end
+
+
+@pytest.mark.anyio
+async def test_cleaning_up_after_a_client_that_went_is_not_cut():
+    """An endpoint that the client has left cleans up in peace."""
+    finished = []
+
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        with pytest.raises(WebSocketDisconnect):
+            await websocket.receive_text()
+        with service.cleaning("left"):
+            await until(lambda: service.release)
+        finished.append(True)
+
+    service = with_socket(endpoint)
+    async with opened(service.app, "/ws/own", "/ws") as (connection, other):
+        connection.incoming.append({"type": "websocket.disconnect", "code": 1001})
+        await until(lambda: "left" in service.begun)
+        await service.maintenance.enable()
+        await until(lambda: other.over)
+        service.release = True
+        await until(lambda: connection.over)
+        assert finished == [True]
+        assert connection.sent == [{"type": "websocket.accept", "subprotocol": None, "headers": []}]
+
+
+@pytest.mark.anyio
+async def test_an_end_of_the_applications_own_is_not_cut():
+    """An endpoint that is closing already, to a client that is slow, closes as it wants and goes on to its end."""
+    finished = []
+
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.receive_text()
+        await websocket.close(4002)
+        await anyio.lowlevel.checkpoint()
+        finished.append(True)
+
+    service = with_socket(endpoint)
+    async with opened(service.app, "/ws/own", "/ws") as (connection, other):
+        connection.stalled = True
+        connection.say("end")
+        await until(lambda: connection.last["type"] == "websocket.close")
+        await service.maintenance.enable()
+        await until(lambda: other.over)
+        assert not connection.over
+        connection.stalled = False
+        await until(lambda: connection.over)
+        assert finished == [True]
+        assert [message.get("code") for message in connection.sent] == [None, 4002]
+
+
+@pytest.mark.anyio
+async def test_a_goodbye_in_a_finally_block():
+    """An endpoint that closes in its `finally` block, as it is cancelled, has the last word."""
+
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        try:
+            await websocket.receive_text()
+        finally:
+            await websocket.close(4001)
+
+    service = with_socket(endpoint)
+    async with opened(service.app, "/ws/own") as connection:
+        await service.maintenance.enable()
+        await until(lambda: connection.over)
+        assert connection.error is None
+        assert [message.get("code") for message in connection.sent] == [None, 4001]
+
+
+@pytest.mark.anyio
+async def test_a_cancellation_that_is_swallowed():
+    """An endpoint that catches its cancellation and returns is closed with 1012 all the same."""
+    caught = []
+
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        try:
+            await websocket.receive_text()
+        except BaseException as error:  # noqa: BLE001 - as people do
+            caught.append(type(error))
+
+    service = with_socket(endpoint)
+    async with opened(service.app, "/ws/own") as connection:
+        await service.maintenance.enable()
+        await until(lambda: connection.over)
+        assert caught == [anyio.get_cancelled_exc_class()]
+        assert connection.last == connection.end
+
+
+@pytest.mark.anyio
+async def test_an_error_in_a_finally_block_is_the_applications():
+    """An error while cleaning up goes to the server as it would otherwise; other streams end as they should."""
+
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        try:
+            await websocket.receive_text()
+        finally:
+            raise LookupError("cleaning failed")
+
+    service = with_socket(endpoint)
+    async with opened(service.app, "/ws/own", "/ws") as (connection, other):
+        await service.maintenance.enable()
+        await until(lambda: connection.over and other.over)
+        assert isinstance(connection.error, LookupError)
+        assert len(connection.sent) == 1
+        assert (other.error, other.last) == (None, other.end)
+
+
+@pytest.mark.anyio
+async def test_shielded_work_is_waited_for():
+    """An endpoint inside of a shielded scope is ended when it leaves that."""
+    finished = []
+
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        with anyio.CancelScope(shield=True):
+            await until(lambda: service.release)
+            finished.append(True)
+        await websocket.receive_text()
+
+    service = with_socket(endpoint)
+    async with opened(service.app, "/ws/own", "/ws") as (connection, other):
+        await service.maintenance.enable()
+        await until(lambda: other.over)
+        assert not connection.over
+        service.release = True
+        await until(lambda: connection.over)
+        assert finished == [True]
+        assert connection.last == connection.end
+
+
+@pytest.mark.anyio
+@collected
+@pytest.mark.parametrize("reads_again", [True, False])
+async def test_a_stalled_client(clock, reads_again):
+    """A message on its way is waited for, so that a stream ends between two; but only for a second."""
+    service = Service(10)
+    async with opened(service.app, "/events") as connection:
+        connection.stalled = True
+        held = len(connection.sent)
+        await until(lambda: len(connection.sent) > held)
+        await service.maintenance.enable()
+        await clock.looked()
+        clock.now += 10
+        await clock.looked()
+        assert not connection.over
+        connection.stalled = not reads_again
+        clock.now += 0 if reads_again else streams.STALLED
+        await until(lambda: connection.last == connection.end)
+        connection.stalled = False
+        await until(lambda: connection.over and service.cleaned == ["/events"])
+        assert connection.error is None
+
+
+# The watcher
+
+
+class Watchers:
+    """How many tasks the streams have started, and how many of them run."""
+
+    def __init__(self):
+        self.started = 0
+        self.running = 0
+
+    def spawn(self, function, alive):
+        async def counted():
+            self.running += 1
+            try:
+                await function()
+            finally:
+                self.running -= 1
+
+        self.started += 1
+        spawn(counted, alive)
+
+
+@pytest.fixture
+def watchers(monkeypatch):
+    """Count the tasks that streams start."""
+    counter = Watchers()
+    monkeypatch.setattr(streams, "spawn", counter.spawn)
+    return counter
+
+
+@pytest.mark.anyio
+async def test_one_watcher_while_anything_is_open(watchers, clock):
+    """One task watches all streams of an event loop; it ends when none is left and comes back with the next."""
+    service = Service()
+    for rounds in (1, 2):
+        async with opened(service.app, "/ws", "/events", "/sync"):
+            async with opened(service.app, "/ws"):
+                await clock.looked()
+            await clock.looked()
+            assert (watchers.started, watchers.running) == (rounds, 1)
+        await until(lambda: watchers.running == 0)
+
+
+@pytest.mark.anyio
+async def test_no_watcher_for_ordinary_requests(watchers):
+    """A request that is no stream starts no task."""
+    service = Service()
+    async with opened(service.app, "/download", "/slow", ready=service.has_begun("/slow")) as (download, slow):
+        service.release = True
+        await until(lambda: download.over and slow.over)
+    assert watchers.started == 0
+
+
+@pytest.mark.anyio
+async def test_two_middlewares_in_one_event_loop(clock):
+    """Each has its own grace."""
+    short, long = Service(1), Service(10)
+    async with opened(short.app, "/ws") as first, opened(long.app, "/ws") as second:
+        await short.maintenance.enable()
+        await long.maintenance.enable()
+        await clock.looked()
+        clock.now += 1
+        await until(lambda: first.over)
+        assert not second.over
+        clock.now += 9
+        await until(lambda: second.over)
+        assert (first.last, second.last) == (first.end, second.end)
+
+
+def test_several_event_loops():
+    """One app that serves several event loops, of both kinds, and one after another, ends the streams of each."""
+    service = Service()
+    together = threading.Barrier(4, timeout=PATIENCE)
+    ends = []
+
+    async def served():
+        async with opened(service.app, "/ws") as connection:
+            await anyio.to_thread.run_sync(together.wait)
+            await until(lambda: connection.over)
+            ends.append(connection.last == connection.end)
+
+    for _ in range(2):
+        threads = [
+            threading.Thread(target=anyio.run, args=[served], kwargs={"backend": backend})
+            for backend in ("asyncio", "trio", "asyncio")
+        ]
+        for thread in threads:
+            thread.start()
+        together.wait()
+        anyio.run(service.maintenance.enable)
+        for thread in threads:
+            thread.join(PATIENCE)
+        anyio.run(service.maintenance.disable)
+    assert ends == [True] * 6
+
+
+# The setting
+
+
+@pytest.mark.parametrize("seconds", [-1, -0.1, float("nan"), float("inf"), "10", True, [], 1j])
+def test_bad_seconds(seconds):
+    """What is no number of seconds is an error when the middleware is made."""
+    with pytest.raises(ValueError, match="close_streams_after must be seconds, 0 or more, not"):
+        MaintenanceModeMiddleware(FastAPI(), close_streams_after=seconds)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, 3])
+def test_good_seconds(seconds):
+    """It may stand beside `maintenance` and by itself."""
+    maintenance = Maintenance(backend=MemoryBackend())
+    app = FastAPI()
+    app.add_api_route("/x", lambda: "open")
+    for options in ({}, {"maintenance": maintenance}):
+        client = TestClient(MaintenanceModeMiddleware(app, close_streams_after=seconds, **options))
+        assert client.get("/x").json() == "open"
+
+
+# Refusing an event stream, and a handshake
+
+GATES = ("guard", "route class", "middleware")
+
+
+def closed(gate, settings=None, **switch):
+    """Give a client of an app that is closed by `gate`."""
+    maintenance = Maintenance(settings, backend=MemoryBackend())
+    anyio.run(partial(maintenance.enable, **switch))
+    app = FastAPI(dependencies=[Depends(maintenance.guard)] if gate == "guard" else None)
+    router = APIRouter(route_class=maintenance.route_class) if gate == "route class" else APIRouter()
+    router.add_api_route("/events", lambda: "open", methods=["GET", "POST"])
+    router.add_api_websocket_route("/ws", lambda: "open")
+    app.include_router(router)
+    if gate == "middleware":
+        app.add_middleware(MaintenanceModeMiddleware, maintenance=maintenance)
+    return TestClient(app)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("switch", "retry"), [({"retry_after": 7}, "7000"), ({}, "60000")])
+def test_an_event_source_is_told_when_to_come_back(gate, switch, retry):
+    """With `event_streams="retry"` an EventSource gets a stream that only says `retry:`, in milliseconds, and ends."""
+    client = closed(gate, MaintenanceSettings(event_streams="retry"), **switch)
+    response = client.get("/events", headers={"Accept": EVENTS})
+    assert (response.status_code, response.text) == (200, f"retry: {retry}\n\n")
+    assert response.headers["Content-Type"].partition(";")[0] == EVENTS
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Maintenance"] == "full"
+    assert response.headers["Vary"] == "Accept"
+
+
+def test_an_event_source_comes_back_where_nothing_is_configured():
+    """Without a Retry-After to tell it is told half a minute."""
+    client = closed("middleware", MaintenanceSettings(event_streams="retry", retry_after=None))
+    assert client.get("/events", headers={"Accept": EVENTS}).text == "retry: 30000\n\n"
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(
+    ("setting", "accept", "media_type"),
+    [
+        ("refuse", EVENTS, "application/json"),
+        ("retry", "*/*", "application/json"),
+        ("retry", "", "application/json"),
+        ("retry", f"{EVENTS};q=0.5, application/json", "application/json"),
+        ("retry", f"text/html, {EVENTS};q=0.9", "text/html"),
+        ("retry", f"{EVENTS};q=0", "application/json"),
+    ],
+)
+def test_others_get_the_503(gate, setting, accept, media_type):
+    """The 200 is opt-in, and for clients that prefer an event stream to all else."""
+    response = closed(gate, MaintenanceSettings(event_streams=setting)).get("/events", headers={"Accept": accept})
+    assert (response.status_code, response.headers["Content-Type"].partition(";")[0]) == (503, media_type)
+    assert response.headers["Retry-After"] == "60"
+
+
+@pytest.mark.parametrize("gate", ["guard", "middleware"])
+def test_a_denied_handshake_has_the_same_figure(gate):
+    """A websocket handshake is denied with 503, Retry-After with its jitter, and the same figure in the body."""
+    client = closed(gate, MaintenanceSettings(retry_after_jitter=5), retry_after=100)
+    seen = set()
+    while len(seen) < 3:
+        with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect("/ws"):
+            pass
+        seen.add(caught.value.json()["retry_after"])
+        assert (caught.value.status_code, caught.value.headers["Maintenance"]) == (503, "full")
+        assert int(caught.value.headers["Retry-After"]) == caught.value.json()["retry_after"]
+    assert seen <= set(range(100, 106))
+
+
+@pytest.mark.parametrize("gate", ["guard", "middleware"])
+def test_a_handshake_is_denied_whatever_event_streams_get(gate):
+    """The setting is for event streams: a handshake that asks for one is denied with 503."""
+    client = closed(gate, MaintenanceSettings(event_streams="retry"))
+    with pytest.raises(WebSocketDenialResponse) as caught, client.websocket_connect("/ws", headers={"Accept": EVENTS}):
+        pass
+    assert caught.value.status_code == 503
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(("method", "code"), [("GET", 200), ("POST", 503)])
+def test_a_write_is_never_answered_200(gate, method, code):
+    """The 200 is what an EventSource gets, which sends GET; a refused POST is not told that it went well."""
+    client = closed(gate, MaintenanceSettings(event_streams="retry"))
+    response = client.request(method, "/events", headers={"Accept": EVENTS})
+    assert response.status_code == code
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("gate", ["guard", "middleware"])
+async def test_a_server_that_cannot_deny(gate):
+    """Where the server lacks the extension for denials, the handshake ends with close 1013."""
+    client = await anyio.to_thread.run_sync(closed, gate)
+    async with opened(client.app, "/ws") as connection:
+        await until(lambda: connection.over)
+        assert connection.error is None
+        assert connection.sent == [{"type": "websocket.close", "code": 1013, "reason": "maintenance"}]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from weakref import WeakSet
 
 import anyio
 import pytest
@@ -15,9 +16,9 @@ from fastapi.testclient import TestClient
 from starlette.responses import PlainTextResponse
 from starlette.testclient import WebSocketDenialResponse
 
-from fastapi_maintenance import Maintenance, MaintenanceModeMiddleware, force_maintenance_mode_on
+from fastapi_maintenance import Maintenance, MaintenanceModeMiddleware, MaintenanceSettings, force_maintenance_mode_on
 from fastapi_maintenance.backends import MemoryBackend
-from fastapi_maintenance.telemetry import METER
+from fastapi_maintenance.telemetry import METER, _Observed
 
 ROOT = Path(__file__).parents[1]
 GATES = ("guard", "route", "middleware")
@@ -84,20 +85,19 @@ def points(monkeypatch):
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - optional
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: PLC0415 - optional
 
+    monkeypatch.setattr(_Observed, "telemetries", WeakSet())
     reader = InMemoryMetricReader()
     monkeypatch.setattr(metrics, "get_meter", MeterProvider([reader]).get_meter)
 
     def collect(name):
-        data = (
-            json.loads(reader.get_metrics_data().to_json()) if reader.get_metrics_data() else {"resource_metrics": []}
-        )
+        data = reader.get_metrics_data()
         return [
-            (point["attributes"], point["value"])
-            for resource in data["resource_metrics"]
-            for scope in resource["scope_metrics"]
-            for metric in scope["metrics"]
-            for point in metric["data"]["data_points"]
-            if (scope["scope"]["name"], metric["name"]) == (METER, name)
+            (dict(point.attributes), point.value)
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            for point in metric.data.data_points
+            if (scope.scope.name, metric.name) == (METER, name)
         ]
 
     return collect
@@ -136,7 +136,7 @@ def test_the_span_of_a_websocket_tells(gate, native):
     configured, spans = native
     client = TestClient(behind(gate, made(), telemetry=configured))
     with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/ws"):
-        pass
+        ...
     event = ("maintenance.refused", {"maintenance.gate": gate, "maintenance.scope": "default"})
     assert told(spans()) == [("SERVER", "full", [event])]
 
@@ -247,22 +247,31 @@ def test_the_gauge_says_open_or_closed(points):
     assert values() == {"billing": 1, "shop": 0}
 
 
-def test_the_gauge_says_nothing_while_nothing_is_known(points, tmp_path):
-    """A state that nobody has looked at yet counts as open."""
+@pytest.mark.parametrize(("when_unknown", "value"), [("open", 0), ("closed", 1)])
+def test_the_gauge_while_nothing_is_known(when_unknown, value, points):
+    """In a thread without an event loop, a state that nobody has looked at yet is what requests would take it for."""
 
     class Store:
-        async def read_state(self):
-            raise OSError("unplugged")
+        read_state = anyio.sleep_forever
 
-    maintenance = Maintenance(backend=Store())
-    assert maintenance.last_known_mode() is None
+    maintenance = Maintenance(MaintenanceSettings(on_backend_error=when_unknown), backend=Store())
+    assert points("maintenance.active") == [({"maintenance.scope": maintenance.scope}, value)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_gauge_for_a_scope(first, points):
+    """Two objects of one scope are one series: closed when either is."""
+    objects = [made(closed=first), made(closed=not first)]
+    assert [value for _, value in points("maintenance.active")] == [1]
+    for maintenance in objects:
+        anyio.run(maintenance.disable)
     assert [value for _, value in points("maintenance.active")] == [0]
 
 
 def test_an_object_that_is_gone_is_not_observed(points):
     """The gauge keeps no object alive, and tells nothing of one that is gone."""
     maintenance = made(scope="billing")
-    assert len(points("maintenance.active")) == 1
+    assert points("maintenance.active") == [({"maintenance.scope": maintenance.scope}, 1)]
     del maintenance
     gc.collect()
     assert points("maintenance.active") == []
@@ -272,6 +281,7 @@ def test_opentelemetry_that_is_imported_late(points, monkeypatch):
     """Where OpenTelemetry is imported after the object was made, it counts from the next refusal on."""
     metrics = sys.modules["opentelemetry.metrics"]
     monkeypatch.delitem(sys.modules, "opentelemetry.metrics")
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace")
     app = behind("guard", made())
     assert ask(app) == 503
     monkeypatch.setitem(sys.modules, "opentelemetry.metrics", metrics)

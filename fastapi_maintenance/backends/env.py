@@ -22,6 +22,11 @@ class EnvVarBackend(BaseStateBackend):
         ValueError: The variable holds something that is not a mode.
     """
 
+    READ_ONLY = (
+        "the environment can only be set before the start; to switch at run time, keep the state in a file "
+        "(FASTAPI_MAINTENANCE_BACKEND=file:PATH)"
+    )
+
     def __init__(self, var_name: str | None = None) -> None:
         self.var_name = var_name or DEFAULT_VARIABLE
         self._raw: str | None = None

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import getpass
 import os
+import re
 import secrets
 import stat
 import threading
@@ -152,7 +153,7 @@ class LocalFileBackend(BaseStateBackend):
             state = last.state if known_missing else MaintenanceState(revision=last.state.revision + 1)
             return _Look(None, settled=True, raw=None, state=state)
         except OSError as error:
-            return last._replace(settled=False, error=f"cannot be read: {_say(error, self.file_path)}")
+            return last._replace(settled=False, raw=None, error=f"cannot be read: {_say(error, self.file_path)}")
         identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         settled = now - info.st_ctime_ns > SETTLED_AFTER
         if raw == last.raw and last.error is None:
@@ -208,7 +209,7 @@ class LocalFileBackend(BaseStateBackend):
         try:
             lock = self._locks().hold(hold.id)
         except OSError as error:
-            raise self._error(f"its gate cannot be written: {_say(error, self.file_path)}") from None
+            raise self._not_locked(error) from None
         try:
             self._change(lambda state: state.with_hold(hold))
         except BaseException:
@@ -223,6 +224,7 @@ class LocalFileBackend(BaseStateBackend):
         if hold.on_failure == "lift":
             # What ends it is the lock; the next change forgets it where this one cannot.
             lock.release()
+            self._living = None
             with contextlib.suppress(BackendError):
                 self._change(lambda state: state.without_hold(hold.id))
             return
@@ -230,6 +232,7 @@ class LocalFileBackend(BaseStateBackend):
             self._change(lambda state: state.with_orphan(hold) if failed else state.without_hold(hold.id))
         finally:
             lock.release()
+            self._living = None
 
     def _locks(self) -> Gate:
         if self._gate is None:  # pragma: no cover - Windows
@@ -247,7 +250,7 @@ class LocalFileBackend(BaseStateBackend):
             except TimeoutError as error:
                 raise self._error(f"cannot be written: {error}") from None
             except OSError as error:
-                raise self._error(f"cannot be written: {_say(error, f'{self.file_path}.gate')}") from None
+                raise self._not_locked(error) from None
             yield revision
 
     def _change(self, edit: Edit) -> MaintenanceState:
@@ -256,10 +259,12 @@ class LocalFileBackend(BaseStateBackend):
             if look.error is not None and look.raw != b"":
                 raise self._error(f"{look.error}. It was not overwritten: mend it, or delete it to start anew")
             before = self._with_live_holds(look.state, fresh=True)
-            if revision is not None and revision.get() > before.revision:
-                before = before.model_copy(update={"revision": revision.get()})
+            if revision is not None and revision.highest() > before.revision:
+                before = before.model_copy(update={"revision": revision.highest()})
             state = edit(before)
             if state is not before:
+                if state.revision <= before.revision:
+                    state = state.model_copy(update={"revision": before.revision + 1})
                 raw = (state.word or state.to_json()).encode() + b"\n"
                 self._write(raw, revision, state.revision)
                 self._look = _Look(None, settled=False, raw=raw, state=state)
@@ -271,19 +276,22 @@ class LocalFileBackend(BaseStateBackend):
         directory, name = os.path.split(self.file_path)
         temporary = os.path.join(directory, f".{name}.{secrets.token_hex(8)}.tmp")
         try:
-            if revision is not None:
-                revision.begin()
+            if self._gate is not None and revision is not None:
+                revision.begin(number)
+                self._gate.tidy()
                 _remove_left_over(directory, name)
             self._fill(temporary, raw)
             os.replace(temporary, self.file_path)
-            _sync_directory(directory)
-            if revision is not None:
-                revision.end(number)
         except OSError as error:
             raise self._error(f"cannot be written: {_say(error, directory)}") from None
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+        # From here on the change is true for everybody, so nothing may deny it.
+        _sync_directory(directory)
+        if revision is not None:
+            with contextlib.suppress(OSError):
+                revision.end(number)
 
     def _fill(self, temporary: str, raw: bytes) -> None:
         descriptor = os.open(temporary, _CREATE_FLAGS, 0o666)
@@ -310,15 +318,24 @@ class LocalFileBackend(BaseStateBackend):
         if mode:
             os.fchmod(descriptor, stat.S_IMODE(model.st_mode))
 
+    def _not_locked(self, error: OSError) -> BackendError:
+        gate, directory = f"{self.file_path}.gate", os.path.dirname(self.file_path)
+        if os.path.lexists(gate):
+            return self._error(f"its gate cannot be written: {_say(error, gate)}")
+        return self._error(f"cannot be written: {_say(error, directory)}")
+
     def _error(self, reason: str) -> BackendError:
         return BackendError(f"state file {self.file_path}", reason)
 
 
 def _remove_left_over(directory: str, name: str) -> None:
     """Remove what writers that were killed left; the only writer there is calls it."""
-    for entry in os.scandir(directory):
-        if entry.name.startswith(f".{name}.") and entry.name.endswith(".tmp"):
-            os.unlink(entry.path)
+    left_over = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.tmp")
+    # Not from a directory that can be written but not listed, nor what belongs to somebody else.
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in [entry for entry in entries if left_over.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError):
+                os.unlink(entry.path)
 
 
 def _sync_directory(directory: str) -> None:

@@ -10,7 +10,9 @@ Each owner opens the file for itself: locks of one open file description never c
 
 import contextlib
 import os
+import re
 import struct
+import sys
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -29,9 +31,10 @@ WRITE_TIMEOUT = 5.0
 """Seconds to wait for another process that is writing."""
 
 _RETRY = 0.001
-_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 _REVISION = struct.Struct("<Q")
+_LARGEST = (1 << 8 * _REVISION.size) - 1
 _WRITER = _REVISION.size
 _HOLDS = 1 << 62
 _HOLDS_SIZE = 1 << 61
@@ -96,15 +99,19 @@ class Gate:
             os.close(descriptor)
 
     def revision(self) -> int:
-        """Give the revision of the last change, 0 where there was none."""
-        with contextlib.suppress(FileNotFoundError), _reading(self.path) as descriptor:
+        """Give the revision of the last change, 0 where there was none or it cannot be read."""
+        with contextlib.suppress(OSError), _reading(self.path) as descriptor:
             return Revision(descriptor).get()
         return 0
 
     def hold(self, hold_id: str) -> Hold:
         """Lock a hold, for as long as this process lives or until it is released."""
         descriptor = _open_or_create(self.path)
-        _range_lock(descriptor, fcntl.F_WRLCK, _byte(hold_id), 1)
+        try:
+            _range_lock(descriptor, fcntl.F_WRLCK, _byte(hold_id), 1)
+        except OSError:
+            os.close(descriptor)
+            raise
         return Hold(descriptor)
 
     def alive(self, hold_ids: Iterable[str]) -> frozenset[str]:
@@ -117,6 +124,9 @@ class Gate:
             return frozenset(hold_id for hold_id in hold_ids if _is_range_locked(descriptor, _byte(hold_id)))
         return frozenset()
 
+    def tidy(self) -> None:
+        """Remove what holds of dead processes left behind: nothing, here."""
+
     def _try_writer(self, descriptor: int) -> bool:
         return _range_lock(descriptor, fcntl.F_WRLCK, _WRITER, 1)
 
@@ -127,13 +137,31 @@ class FlockGate(Gate):
     def hold(self, hold_id: str) -> Hold:
         """Lock a hold, in a file of its own."""
         path = self._hold_path(hold_id)
-        descriptor = _open_or_create(path)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return Hold(descriptor, path)
+        while True:
+            descriptor = _open_or_create(path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Somebody may have tidied it away before it was locked.
+                if _stands_at(path, descriptor):
+                    return Hold(descriptor, path)
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
     def alive(self, hold_ids: Iterable[str]) -> frozenset[str]:
         """Tell which holds a living process has locked."""
         return frozenset(hold_id for hold_id in hold_ids if self._is_locked(hold_id))
+
+    def tidy(self) -> None:
+        """Remove the files of holds whose process is gone."""
+        directory, name = os.path.split(self.path)
+        of_hold = re.compile(re.escape(name) + r"\.[0-9a-f]{16}")
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in [entry for entry in entries if of_hold.fullmatch(entry.name)]:
+                with contextlib.suppress(OSError), _reading(entry.path) as descriptor:
+                    if _flock(descriptor, fcntl.LOCK_EX):
+                        os.unlink(entry.path)
 
     def _is_locked(self, hold_id: str) -> bool:
         with contextlib.suppress(FileNotFoundError), _reading(self._hold_path(hold_id)) as descriptor:
@@ -141,37 +169,50 @@ class FlockGate(Gate):
         return False
 
     def _hold_path(self, hold_id: str) -> str:
-        return f"{self.path}.{hold_id}"
+        # A digest, for a document written by hand may name a hold as it likes.
+        return f"{self.path}.{sha256(hold_id.encode()).hexdigest()[:16]}"
 
     def _try_writer(self, descriptor: int) -> bool:
         return _flock(descriptor, fcntl.LOCK_EX)
 
 
 class Revision:
-    """The first eight bytes of the gate: twice the revision, and one more while a writer is at work."""
+    """The first eight bytes of the gate: twice the revision, and one less while its writer is at work."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def get(self) -> int:
-        """Give the revision of the last change."""
-        raw = os.pread(self._descriptor, _REVISION.size, 0)
-        return int(_REVISION.unpack(raw)[0]) // 2 if len(raw) == _REVISION.size else 0
+        """Give the revision of the last change that was finished."""
+        return self._read() // 2
 
-    def begin(self) -> None:
-        """Say that a change is under way."""
-        os.pwrite(self._descriptor, _REVISION.pack(self.get() * 2 + 1), 0)
+    def highest(self) -> int:
+        """Give the highest revision that somebody may have seen: a writer may have died before it was finished."""
+        return (self._read() + 1) // 2
+
+    def begin(self, revision: int) -> None:
+        """Say that the change to `revision` is under way."""
+        self._write(revision * 2 - 1)
 
     def end(self, revision: int) -> None:
         """Say that the state of `revision` is in place."""
-        os.pwrite(self._descriptor, _REVISION.pack(revision * 2), 0)
+        self._write(revision * 2)
+
+    def _read(self) -> int:
+        raw = os.pread(self._descriptor, _REVISION.size, 0)
+        return int(_REVISION.unpack(raw)[0]) if len(raw) == _REVISION.size else 0
+
+    def _write(self, number: int) -> None:
+        os.pwrite(self._descriptor, _REVISION.pack(min(number, _LARGEST)), 0)
 
 
 def gate_beside(state_path: str) -> Gate | None:
     """Give the locks that this system has, `None` where it has none."""
     if fcntl is None:  # pragma: no cover - Windows
         return None
-    return Gate(state_path) if hasattr(fcntl, "F_OFD_SETLK") else FlockGate(state_path)
+    # Elsewhere the constant may exist, too, but `struct flock` is another one.
+    has_range_locks = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
+    return Gate(state_path) if has_range_locks else FlockGate(state_path)
 
 
 def _byte(hold_id: str) -> int:
@@ -191,6 +232,13 @@ def _is_range_locked(descriptor: int, start: int) -> bool:
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
     found = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
     return bool(found[0] != fcntl.F_UNLCK)
+
+
+def _stands_at(path: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _flock(descriptor: int, kind: int) -> bool:

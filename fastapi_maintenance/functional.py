@@ -6,19 +6,15 @@ It acts on the object whose gate the current request or lifespan came through, e
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.errors import BackendReadOnlyError
-from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.holds import HoldContext, hold_template
 from fastapi_maintenance.maintenance import current_maintenance, get_maintenance, set_default_backend
-from fastapi_maintenance.settings import MaintenanceSettings
-from fastapi_maintenance.snapshot import Snapshot, snapshot_of
+from fastapi_maintenance.snapshot import Snapshot, assumed, snapshot_of
 from fastapi_maintenance.state import utcnow
-from fastapi_maintenance.telemetry import Telemetry
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -59,8 +55,10 @@ async def get_maintenance_mode(backend: object | None = None) -> bool:
     """
     if backend is None:
         return (await current_maintenance().status()).active
-    default = get_maintenance()
-    return (await Gate(_Given(default.settings, snapshot_of(backend), default.telemetry)).status()).active
+    settings, snapshot = get_maintenance().settings, snapshot_of(backend)
+    await snapshot.first_look(settings.read_timeout)
+    state = snapshot.look(settings.refresh_interval, settings.read_timeout)
+    return (state or snapshot.assume(assumed(settings.on_backend_error, utcnow()))).at(utcnow()).active
 
 
 async def set_maintenance_mode(value: bool, backend: object | None = None) -> None:  # noqa: FBT001 - the older signature
@@ -96,15 +94,6 @@ def maintenance_mode_on(backend: object | None = None) -> HoldContext:
         backend: Use this one instead.
     """
     return HoldContext(lambda: (_snapshot(backend).holds, _scope(backend)), hold_template())
-
-
-@dataclass(frozen=True)
-class _Given:
-    """A backend given to one call, with the settings of the default object."""
-
-    settings: MaintenanceSettings
-    snapshot: Snapshot
-    telemetry: Telemetry
 
 
 def _scope(backend: object | None) -> str:

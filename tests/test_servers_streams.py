@@ -118,10 +118,12 @@ class Server:
         return closing(connection)
 
 
-def needed(server):
-    """Give the packages that a server needs."""
-    module, *options = SERVERS[server]
-    return {module, "trio" if "trio" in options else module, "wsproto" if "wsproto" in options else module}
+def served_by(name):
+    """Give a server as a parameter, skipped where a package that it needs is not installed."""
+    module, *options = SERVERS[name]
+    needed = {module} | {"trio", "wsproto"}.intersection(options)
+    missing = sorted(package for package in needed if importlib.util.find_spec(package) is None)
+    return pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"))
 
 
 def free_port():
@@ -131,22 +133,17 @@ def free_port():
 
 
 def running_port(process, log):
-    """Give the port on which a server answers, `None` before it does."""
+    """Give the port on which a server listens, nothing before it does."""
     text = log.read_text()
     assert process.poll() is None, text
     told = re.search(r"(?:unning on|istening at:) http://127.0.0.1:(\d+)", text)
-    try:
-        return told and asked(int(told[1]), "/forget") and int(told[1])
-    except ConnectionError:
-        return None
+    with socket.socket() as probe:
+        return told and probe.connect_ex(("127.0.0.1", int(told[1]))) == 0 and int(told[1])
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+@pytest.fixture(scope="module", params=map(served_by, SERVERS))
 def running(request, tmp_path_factory):
     """Give each server, one after another."""
-    missing = sorted(name for name in needed(request.param) if importlib.util.find_spec(name) is None)
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
     directory = tmp_path_factory.mktemp("served")
     (directory / "served.py").write_text(APP)
     module, *options = (free_port() if option == "FREE" else option for option in SERVERS[request.param])
@@ -192,7 +189,7 @@ def test_a_handshake_is_refused(server, gate):
 
 
 def test_what_is_open_ends(server):
-    """A websocket gets 1012, event streams end as complete answers, `finally` blocks run, and a slow request goes on."""
+    """A websocket gets 1012, event streams end as complete answers, `finally` blocks run; a slow request goes on."""
     with (
         connect(server.url("/middleware/ws")) as websocket,
         connect(server.url("/middleware/always/ws")) as always,

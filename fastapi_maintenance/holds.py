@@ -5,7 +5,7 @@ import logging
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial, wraps
 from math import inf
 from types import TracebackType
@@ -117,7 +117,9 @@ class Holder:
         if isinstance(backend, HoldStore) and _can_hold(backend):
             with self._failing_as("ended"):
                 await backend.end_hold(hold, failed=failed)
-            await self._stored.read()
+            # It has ended, whether or not the store can tell of it.
+            with suppress(BackendError):
+                await self._stored.read()
             return
         if hold not in self.local:
             return

@@ -5,7 +5,7 @@ The only module that reads private names of FastAPI, each with a default, in `_m
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import fastapi.routing
 from fastapi import FastAPI
@@ -175,14 +175,14 @@ class ForcedOn:
     def __init__(self, router: Any) -> None:
         self._router = router
         self._marks = -1
-        self._routers: list[tuple[Any, tuple[int, int, int]]] = []
+        self._routers: list[tuple[Any, _Routes]] = []
         self._suspects: list[tuple[BaseRoute, Any]] = []
 
     def may_match(self, scope: Scope) -> bool:
         """Tell whether `scope` may be for an operation that is forced on; looks at no route while nothing is marked."""
         if not marks_set():
             return False
-        if self._marks != marks_set() or any(_routes_now(router) != routes for router, routes in self._routers):
+        if self._marks != marks_set() or any(routes.changed(router) for router, routes in self._routers):
             self._build()
         if not self._suspects:
             return False
@@ -203,7 +203,7 @@ class ForcedOn:
             yield from _leaves(route)
 
     def _remember(self, router: Any) -> None:
-        self._routers.append((router, _routes_now(router)))
+        self._routers.append((router, _Routes.of(router)))
         for route in router.routes:
             included = getattr(route, "original_router", None)
             if included is not None:
@@ -218,10 +218,24 @@ class ForcedOn:
         return inner is not None and any(self._holds_one(below) for below, _ in self._walk(inner))
 
 
-def _routes_now(router: Any) -> tuple[int, int, int]:
-    """Tell one list of routes from another, and whether it has grown, shrunk or got another end."""
-    routes = router.routes
-    return (id(routes), len(routes), id(routes[-1]) if routes else 0)
+class _Routes(NamedTuple):
+    """A router's list of routes as it was: kept, for the `id` of what is gone may be given to something new."""
+
+    listed: Any
+    length: int
+    last: Any
+
+    @classmethod
+    def of(cls, router: Any) -> Self:
+        routes = router.routes
+        return cls(routes, len(routes), routes[-1] if routes else None)
+
+    def changed(self, router: Any) -> bool:
+        """Tell whether it is another list now, or has grown, shrunk or got another end."""
+        routes = router.routes
+        return (
+            routes is not self.listed or len(routes) != self.length or (routes[-1] if routes else None) is not self.last
+        )
 
 
 class GatedRoute(APIRoute):

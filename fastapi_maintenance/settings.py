@@ -113,6 +113,8 @@ class MaintenanceSettings(BaseSettings):
         """
         if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
             raise ValueError(f"{scope!r} is no scope name: a small letter, then small letters, digits and _")
+        if scope == "gate":
+            raise ValueError("'gate' is no scope name: PATH.gate is for the locks of the state file")
         if scope == DEFAULT_SCOPE:
             return cls()
         prefix = scope_prefix(scope)
@@ -165,6 +167,11 @@ class MaintenanceSettings(BaseSettings):
     def _check_message(cls, message: str) -> str:
         checked_message(message)
         return message
+
+    @field_validator("page_template", mode="before")
+    @classmethod
+    def _empty_template_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("bypass_secret")
     @classmethod

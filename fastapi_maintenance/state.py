@@ -416,6 +416,15 @@ class MaintenanceState(_Part):
         )
         return self if holds == self.holds else self.model_copy(update={"holds": holds})
 
+    def with_unlisted(self, hold: Hold) -> Self:
+        """Give the state with a hold that the document does not list; no change of its own."""
+        return self.model_copy(update={"holds": (*self.holds, hold)})
+
+    def without_unlisted(self, hold_id: str) -> Self:
+        """Take back `with_unlisted`; no change of its own."""
+        kept = tuple(hold for hold in self.holds if hold.id != hold_id)
+        return self if kept == self.holds else self.model_copy(update={"holds": kept})
+
     def without_past(self, now: datetime) -> Self:
         """Forget windows that ended more than a day before `now`; no change of its own."""
         kept = tuple(window for window in self.windows if now - window.end <= FORGET_WINDOW_AFTER)

@@ -329,12 +329,9 @@ class WritesFirst(Document):
     """Says that it failed, after it has written."""
 
     async def change_state(self, edit):
-        full, self.store.full = self.store.full, False
-        state = await super().change_state(edit)
-        self.store.full = full
-        if full:
-            raise BackendError("WritesFirst", "disk full")
-        return state
+        self.store.full = False
+        await super().change_state(edit)
+        raise BackendError("WritesFirst", "disk full")
 
 
 class Swallows(Document):

@@ -81,7 +81,7 @@ def test_quickstart_keeps_its_state_in_the_current_directory(load):
     """Without a variable the state is in `maintenance.state`, and what is written there by hand counts."""
     client = TestClient(load("quickstart").app)
     client.put("/maintenance")
-    assert [path.name for path in Path().iterdir()] == ["maintenance.state"]
+    assert sorted(path.name for path in Path().iterdir()) == ["maintenance.state", "maintenance.state.gate"]
     Path("maintenance.state").write_text("0\n")
     assert client.get("/").status_code == 200
     Path("maintenance.state").write_text("on\n")
@@ -93,7 +93,7 @@ def test_quickstart_keeps_its_state_where_the_environment_says(load, monkeypatch
     path = tmp_path / "elsewhere"
     monkeypatch.setenv("FASTAPI_MAINTENANCE_BACKEND", f"file:{path}")
     TestClient(load("quickstart").app).put("/maintenance")
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "elsewhere.gate"]
     assert TestClient(load("quickstart").app).get("/").status_code == 503
 
 

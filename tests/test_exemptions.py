@@ -9,6 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection, Request
 from starlette.testclient import WebSocketDenialResponse
@@ -510,3 +511,68 @@ def test_websockets_are_exempt_for_the_same_reasons(exempt):
         else:
             with pytest.raises(WebSocketDenialResponse):
                 stack.enter_context(client.websocket_connect("/other"))
+
+
+@pytest.mark.parametrize("methods", [["DELETE"], ["GET", "POST", "DELETE"]])
+def test_what_takes_over_the_path_of_docs_is_not_exempt(methods):
+    """A catch-all route that gets what the docs do not answer is refused, at the paths of the docs as elsewhere."""
+    app = FastAPI()
+    app.add_route("/{path:path}", lambda request: PlainTextResponse(request.url.path), methods=methods)
+    open_client, client = TestClient(app), closed(app)
+    for path in ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect", "/x"):
+        assert open_client.delete(path).text == path
+        assert client.delete(path).status_code == 503
+    assert [client.get(path).status_code for path in ("/docs", "/redoc", "/openapi.json")] == [200] * 3
+
+
+@pytest.mark.parametrize("switched_off", ["openapi_url", "docs_url", "redoc_url"])
+def test_ones_own_route_at_the_path_of_docs_is_not_exempt(switched_off):
+    """Where FastAPI made no docs, a user's plain route at their path is refused, with a usual or a framework's name."""
+
+    def swagger_ui_html(request):
+        return PlainTextResponse("mine")
+
+    app = FastAPI(**{switched_off: None})
+    path = "/redoc" if switched_off == "redoc_url" else "/docs"
+    app.add_route(path, swagger_ui_html)
+    assert TestClient(app).get(path).text == "mine"
+    assert closed(app).get(path).status_code == 503
+
+
+def answering(secret, _request):
+    """Answer what nobody may see."""
+    return secret
+
+
+def raising(_secret, request):
+    """Raise."""
+    raise LookupError(request["path"])
+
+
+class Carrying:
+    """A callable object that shows what it carries."""
+
+    def __init__(self, function, secret):
+        self.function = function
+        self.secret = secret
+
+    def __repr__(self):
+        return f"Carrying({self.secret})"
+
+    def __call__(self, request):
+        return self.function(self.secret, request)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("carry", [functools.partial, Carrying])
+@pytest.mark.parametrize("function", [answering, raising])
+async def test_what_a_bad_handler_carries_is_not_logged(carry, function, caplog):
+    """The log names a handler by its function or class, never with its arguments, and not what it answered."""
+    handler = carry(function, SECRET)
+    assert await covers(handler=handler) is False
+    (record,) = caplog.records
+    name = function.__qualname__ if carry is functools.partial else "Carrying"
+    assert record.getMessage().startswith(f"exempt_handler {name} ")
+    assert SECRET in repr(handler)
+    assert SECRET not in caplog.text
+    assert SECRET not in repr(record.args)

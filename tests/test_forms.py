@@ -93,6 +93,7 @@ def well_formed(headers, body, message):
         ("", JSON),
         ("application/json", JSON),
         ("application/xml", JSON),
+        ("image/png, text/html;q=0", JSON),
         ("application/problem+json", PROBLEM),
         ("application/problem+json, application/json", JSON),
         ("application/problem+json, application/json;q=0.9", PROBLEM),

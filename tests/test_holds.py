@@ -450,12 +450,14 @@ async def test_another_object_on_the_same_file_sees_the_hold(tmp_path):
 
 
 @pytest.mark.anyio
-async def test_a_hold_ends_even_when_its_end_cannot_be_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fails", ["os.replace", "fastapi_maintenance.backends.locks.Gate.writing"])
+async def test_a_hold_ends_even_when_its_end_cannot_be_written(tmp_path, monkeypatch, fails):
     """What ends it is the lock: everybody is open at once, and the next change forgets it."""
+    monkeypatch.setattr("fastapi_maintenance.backends.file.ALIVE_FOR", 1000.0)
     one, other = (Maintenance(backend=LocalFileBackend(tmp_path / "state")) for _ in range(2))
     async with one.on():
         inside = await active(one)
-        monkeypatch.setattr("os.replace", broken)
+        monkeypatch.setattr(fails, broken)
     after = (inside, await active(one), await active(other))
     monkeypatch.undo()
     await other.enable()

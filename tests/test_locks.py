@@ -518,3 +518,24 @@ def test_a_service_works_with_what_root_made(kind):
         modes = {file: stat.S_IMODE(Path(name, file).stat().st_mode) for file in names(name)}
     assert (done.stdout.decode().split(), done.stderr) == (["True", "True"], b"")
     assert (after.active, modes) == (False, {"state": 0o600, "state.gate": 0o600})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("edit", ["0", "1", None], ids=["off", "on and off", "deleted"])
+async def test_a_hand_edit_never_ends_a_live_hold(kind, path, edit):
+    """Whoever writes over the entry of a hold, or deletes the file, does not open the service before the hold ends."""
+    mine, other = LocalFileBackend(path), LocalFileBackend(path)
+    async with Maintenance(backend=mine).on():
+        await Maintenance(backend=other).status()
+        if edit is None:
+            path.unlink()
+        else:
+            path.write_text(f"{edit}\n")
+            path.write_text("0\n")
+        inside = [await Maintenance(backend=backend).status() for backend in (mine, other, LocalFileBackend(path))]
+        changed = await Maintenance(backend=other).disable()
+    with anyio.fail_after(5):
+        while (await Maintenance(backend=other).status()).active:
+            await anyio.sleep(0.005)
+    assert [(status.active, len(status.holds)) for status in (*inside, changed)] == [(True, 1)] * 4
+    assert "unlisted" not in path.read_text()

@@ -1035,3 +1035,36 @@ def test_wrong_environment_stops_the_definition_of_a_route(name, value, monkeypa
     with pytest.raises(ValueError, match=f"FASTAPI_MAINTENANCE_{name}"):
         unbound.add_api_route("/x", lambda: 1)
     assert len(bound.routes) == 1
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("gate", ["guard", "route class"])
+def test_middleware_that_is_switched_off_switches_off_no_other_gate(gate, marked):
+    """`enable_maintenance=False` is for its middleware; a guard or route class of the same object goes on refusing."""
+    maintenance = get_maintenance()
+    maintenance.use_backend(MemoryBackend())
+    app = behind(gate, maintenance)
+    if marked:
+        # Never reached, but it has the middleware look at each request.
+        app.add_api_route("/x", force_maintenance_mode_on(lambda: 1), methods=["GET", "POST"])
+    app.add_middleware(MaintenanceModeMiddleware, enable_maintenance=False)
+    assert ask(app).status_code == 200
+    run(maintenance.enable)
+    assert ask(app).status_code == 503
+    assert ask(app, method="POST").status_code == 503
+
+
+@pytest.mark.parametrize("wrong", [None, "is_admin", True])
+def test_guard_unless_wants_a_dependency(wrong):
+    """What cannot be called is a TypeError when the guard is made, not an open gate or a 500 later."""
+    with pytest.raises(TypeError, match=f"a dependency, a callable, not {type(wrong).__name__}$"):
+        made().guard_unless(wrong)
+
+
+@pytest.mark.anyio
+async def test_environment_that_cannot_be_switched_tells_what_can():
+    """The error of a change on the environment names the backend that can be switched at run time."""
+    with pytest.raises(
+        BackendReadOnlyError, match=r"keep the state in a file \(FASTAPI_MAINTENANCE_BACKEND=file:PATH\)"
+    ):
+        await Maintenance().enable()

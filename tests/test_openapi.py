@@ -303,6 +303,16 @@ def test_an_unbound_route_class_is_described_by_the_object_that_serves_it(served
     assert (str(maintenance.settings.status_code) in described(app)) is told
 
 
+def test_the_default_object_leaves_routes_that_a_guard_serves(monkeypatch):
+    """Where another object's guard stands before the unbound route class, the default object does not describe it."""
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_STATUS_CODE", "530")
+    app = FastAPI(dependencies=[Depends(made(status_code=529).guard)])
+    app.router.route_class = MaintenanceRoute
+    app.add_api_route("/x", lambda: 1)
+    get_maintenance().describe(app)
+    assert described(app) == CLOSED
+
+
 def test_what_no_gate_covers_tells_nothing():
     """Operations beside the guarded ones, other methods and paths are left as they are."""
     app, maintenance = FastAPI(), made()

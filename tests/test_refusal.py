@@ -520,3 +520,83 @@ def test_websocket_is_closed_where_http_cannot_answer(gate, handlers):
     with pytest.raises(WebSocketDisconnect) as caught:
         TestClient(app).websocket_connect("/ws").__enter__()
     assert (caught.value.code, caught.value.reason) == (1013, "maintenance")
+
+
+def answering(secret, request):
+    """Answer no response, but what nobody may see."""
+    return {"secret": secret, "path": request.url.path}
+
+
+def raising(secret, request):
+    """Raise."""
+    raise LookupError(request.url.path, len(secret))
+
+
+class Carrying:
+    """A callable object that shows what it carries."""
+
+    def __init__(self, function, secret):
+        self.function = function
+        self.secret = secret
+
+    def __repr__(self):
+        return f"Carrying({self.secret})"
+
+    def __call__(self, request):
+        return self.function(self.secret, request)
+
+
+@every_gate
+@pytest.mark.parametrize("carry", [partial, Carrying])
+@pytest.mark.parametrize("function", [answering, raising])
+def test_what_a_bad_response_handler_carries_is_not_logged(gate, carry, function, caplog):
+    """The log names a handler by its function or class, never with its arguments, and not what it answered."""
+    handler = carry(function, "hunter2")
+    assert ask(behind(gate, made(response_handler=handler))).status_code == 503
+    (record,) = caplog.records
+    name = function.__qualname__ if carry is partial else "Carrying"
+    assert record.message.startswith(f"response_handler {name} ")
+    assert "hunter2" in repr(handler)
+    assert "hunter2" not in caplog.text
+    assert "hunter2" not in repr(record.args)
+
+
+EVENTS = "text/event-stream"
+
+
+@every_gate
+@pytest.mark.parametrize(("method", "expected"), [("GET", 200), ("POST", 503), ("HEAD", 503)])
+def test_only_a_get_is_told_to_connect_again(gate, method, expected):
+    """With `event_streams="retry"` only a GET, which is all that an EventSource sends, gets a stream with 200."""
+    app = behind(gate, made(settings=MaintenanceSettings(event_streams="retry")))
+    response = ask(app, method, headers={"Accept": EVENTS})
+    assert response.status_code == expected
+    assert (EVENTS in response.headers["Content-Type"]) is (method == "GET")
+
+
+@WEBSOCKET_GATES
+def test_handshake_is_never_told_to_connect_again(gate):
+    """With `event_streams="retry"` a websocket handshake is refused with 503, whatever it accepts."""
+    app = behind(gate, made(settings=MaintenanceSettings(event_streams="retry")))
+    with pytest.raises(WebSocketDenialResponse) as caught:
+        TestClient(app).websocket_connect("/ws", headers={"Accept": EVENTS}).__enter__()
+    assert (caught.value.status_code, caught.value.json()["status"]) == (503, 503)
+
+
+@every_gate
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_forced_on_during_read_only(gate, method):
+    """A route that is forced on tells mode full while the rest is read-only, with the message of the switch."""
+    maintenance = made(mode="read_only", message="moving", retry_after=7)
+    app = behind(gate, maintenance)
+    forced = APIRouter(route_class=maintenance.route_class) if gate == "route class" else APIRouter()
+    forced.add_api_route("/beta", force_maintenance_mode_on(lambda: 1), methods=["GET", "POST"])
+    app.include_router(forced)
+    response = ask(app, method, "/beta")
+    assert (response.status_code, response.headers["Maintenance"], response.headers["Retry-After"]) == (
+        503,
+        "full",
+        "7",
+    )
+    assert (response.json()["mode"], response.json()["detail"]) == ("full", "moving")
+    assert ask(app, "POST").headers["Maintenance"] == "read_only"

@@ -613,3 +613,139 @@ def test_wrong_method_without_an_application():
     """A route class in a plain router, without an application around it, leaves 405 to the framework as well."""
     route = closed_one().route_class("/op", lambda: 1, methods=["GET"])
     assert TestClient(Router([route])).post("/op").status_code == 405
+
+
+# Foreign applications, rewritten requests, and indexes that went wrong
+
+
+class Foreign(Hiding):
+    """An ASGI application of another framework, which has routes of its own kind."""
+
+    def __init__(self, routes):
+        super().__init__(bare)
+        self.routes = routes
+
+
+@pytest.mark.parametrize("place", ["alone", "mounted", "behind middleware", "in a mounted application", "hosted"])
+@pytest.mark.parametrize("routes", [[], ["/y"], {"/y": bare}, None], ids=["empty", "text", "dict", "none"])
+def test_foreign_application_with_routes_of_its_own_is_one_operation(routes, place):
+    """A foreign application is served while open and refused while closed, at each path, whatever `routes` it has."""
+    maintenance, foreign, app = open_one(), Foreign(routes), marked_app()
+    sub = FastAPI()
+    sub.mount("/x", foreign)
+    served, path = {
+        "alone": lambda: (MaintenanceModeMiddleware(foreign, maintenance=maintenance), "/y"),
+        "mounted": lambda: (app.mount("/x", foreign) or from_inside(app, maintenance), "/x/y"),
+        "behind middleware": lambda: (
+            app.mount("/x", GZipMiddleware(foreign)) or from_inside(app, maintenance),
+            "/x/y",
+        ),
+        "in a mounted application": lambda: (app.mount("/sub", sub) or from_inside(app, maintenance), "/sub/x/y"),
+        "hosted": lambda: (app.host("testserver", foreign) or from_inside(app, maintenance), "/x/y"),
+    }[place]()
+    assert statuses(served, path, path + "/z") == [200, 200]
+    anyio.run(maintenance.enable)
+    assert statuses(served, path, path + "/z") == [503, 503]
+
+
+@live_routers
+def test_failed_index_serves_nothing_that_is_forced_on():
+    """Where the routes cannot be read, each request fails, and no later one comes through to what is forced on."""
+    app, router = FastAPI(), APIRouter()
+    app.get("/op")(force_maintenance_mode_on(lambda: 1))
+    router.get("/{twice}")(lambda: 1)
+    app.include_router(router, prefix="/{twice}")
+    from_inside(app, open_one())
+    assert statuses(app, "/op", "/op", "/op", raise_server_exceptions=False) == [500, 500, 500]
+    app.router.routes.pop()
+    assert statuses(app, "/op", "/op") == [503, 503]
+
+
+def replace_last(router, make):
+    """Put a route in the place of the last one."""
+    router.routes[-1] = make()
+
+
+def pop_and_append(router, make):
+    """Take the last route away, and then make another one, which may get its memory."""
+    router.routes.pop()
+    router.routes.append(make())
+
+
+def replace_list(router, make):
+    """Give the router another list, with another route in the middle."""
+    router.routes = [make(), *router.routes]
+    router.routes.pop()
+
+
+@pytest.mark.parametrize("change", [replace_last, pop_and_append, replace_list])
+@pytest.mark.parametrize("prefix", ["", "/sub"])
+def test_replaced_route_is_noticed(prefix, change):
+    """A route that takes the place of another one is refused at the next request when it is forced on."""
+    app, sub = FastAPI(), FastAPI()
+    app.mount("/sub", sub)
+    router = sub.router if prefix else app.router
+    endpoint = force_maintenance_mode_on(lambda request: PlainTextResponse())
+    from_inside(app, open_one())
+    for _ in range(5):
+        router.routes.append(Route("/op", lambda request: PlainTextResponse()))
+        assert statuses(app, prefix + "/op") == [200]
+        change(router, lambda: Route("/op", endpoint))
+        assert statuses(app, prefix + "/op") == [503]
+        router.routes[:] = [route for route in router.routes if getattr(route, "endpoint", None) is not endpoint]
+
+
+@live_routers
+def test_replaced_route_of_an_included_router_is_noticed():
+    """The same for a router that is included, where FastAPI itself notices it."""
+    app, router = FastAPI(), APIRouter()
+    endpoint = force_maintenance_mode_on(lambda: 1)
+    router.get("/op")(lambda: 1)
+    app.include_router(router, prefix="/in")
+    from_inside(app, open_one())
+    assert statuses(app, "/in/op") == [200]
+    router.routes.pop()
+    router.get("/op")(endpoint)
+    assert statuses(app, "/in/op") == [503]
+
+
+class Rewriting:
+    """A middleware that makes another request of what comes in, and hides what it wraps."""
+
+    def __init__(self, app, **changes):
+        self.app = app
+        self.changes = changes
+
+    async def __call__(self, scope, receive, send):
+        """Call what is behind with the changed request."""
+        await self.app({**scope, **self.changes}, receive, send)
+
+
+@pytest.mark.parametrize("gate", ["guard", "route class", "middleware"])
+@pytest.mark.parametrize(
+    ("mode", "path", "changes", "expected"),
+    [
+        ("read_only", "/x", {"method": "DELETE"}, 503),
+        ("read_only", "/x", {"method": "HEAD"}, 200),
+        ("full", "/health", {"path": "/x"}, 503),
+        ("full", "/health", {}, 200),
+        ("read_only", "/health", {"path": "/x"}, 200),
+        ("read_only", "/health", {"path": "/x", "method": "DELETE"}, 503),
+    ],
+    ids=["GET to DELETE", "GET to HEAD", "health to x", "as it is", "GET of x", "health to DELETE of x"],
+)
+def test_rewritten_request_is_decided_anew(gate, mode, path, changes, expected):
+    """A request whose method or path was changed behind one gate is another one for the next gate of the object."""
+    maintenance, app = open_one(), FastAPI()
+    if gate == "guard":
+        app.router.dependencies.append(Depends(maintenance.guard))
+    if gate == "route class":
+        app.router.route_class = maintenance.route_class
+    app.api_route("/x", methods=["GET", "HEAD", "DELETE"])(lambda: 1)
+    app.get("/health")(force_maintenance_mode_off(lambda: 1))
+    if gate == "middleware":
+        from_inside(app, maintenance)
+    app.add_middleware(Rewriting, **changes)
+    from_inside(app, maintenance)
+    anyio.run(lambda: maintenance.enable(mode=mode))
+    assert statuses(app, path) == [expected]

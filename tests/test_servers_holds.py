@@ -64,6 +64,8 @@ api.mount("/mounted", mounted)
     + WITH_PID
 )
 
+OPTIONS = ["--workers", "2", "--no-access-log", "--timeout-graceful-shutdown", "1"]
+
 
 class Client:
     """A connection that is kept alive, so that one worker answers all that is asked over it."""
@@ -150,7 +152,7 @@ class Load:
 )
 def test_two_jobs_that_overlap(serve, connect, tmp_path, gate, workers):
     """Refused by both workers from the first job's hold to the end of the last one's, and served right after."""
-    port = serve(JOBS, "--workers", "2", "--no-access-log", workers=2)
+    port = serve(JOBS, *OPTIONS, workers=2)
     (first, its_other, one), (second, _, two) = connect(port)
     second = second if workers == "both workers" else its_other
 
@@ -184,7 +186,7 @@ print(len(anyio.run(Maintenance().disable).holds))
 
 def test_a_worker_killed_inside_its_hold(serve, connect, tmp_path):
     """Open again within a second; a hold that asked to be kept stays closed until somebody turns it off."""
-    port = serve(JOBS, "--workers", "2", "--no-access-log", workers=2)
+    port = serve(JOBS, *OPTIONS, workers=2)
 
     def kill_the_holder(on_failure):
         ((holder, *_), (caller, *_)) = connect(port)

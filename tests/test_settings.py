@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import pickle
+import subprocess
 import sys
 import threading
 from ipaddress import ip_network
@@ -32,6 +34,7 @@ DEFAULTS = {
     "on_backend_error": "open",
     "read_timeout": 1.0,
 }
+ROOT = Path(__file__).parents[1]
 PASSWORD = "hunter2-pässword"  # noqa: S105 - what must never be shown
 NETWORKS = (ip_network("10.0.0.0/8"), ip_network("::1"))
 
@@ -516,3 +519,80 @@ def test_settings_can_be_copied_and_pickled():
     settings = MaintenanceSettings(retry_after=5, exempt_ips="::1", bypass_secret="s")  # noqa: S106 - made up
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - our own
     assert json.loads(settings.model_dump_json())["exempt_ips"] == ["::1/128"]
+
+
+@pytest.mark.anyio
+async def test_given_settings_keep_the_file_of_a_scope_apart(tmp_path):
+    """Objects of several scopes with the same settings have a file each, `PATH` and `PATH.scope`."""
+    settings = MaintenanceSettings(backend=f"file:{tmp_path}/m")
+    default, billing = Maintenance(settings), Maintenance(settings, scope="billing")
+    await billing.enable()
+    assert billing.backend.file_path == f"{tmp_path}/m.billing"
+    assert [(await it.status()).active for it in (default, billing)] == [False, True]
+    assert settings.backend == f"file:{tmp_path}/m"
+
+
+@pytest.mark.anyio
+async def test_given_settings_and_the_environment_name_the_same_file(monkeypatch, tmp_path):
+    """A scope has one file, whether its settings come from the environment or are given."""
+    monkeypatch.setenv(variable("backend"), f"file:{tmp_path}/m")
+    read, given = Maintenance(scope="billing"), Maintenance(MaintenanceSettings(), scope="billing")
+    assert read.backend is given.backend
+
+
+SELF_MADE = """
+from fastapi_maintenance import Maintenance, get_maintenance
+from fastapi_maintenance.backends import MemoryBackend
+store = MemoryBackend()
+maintenance = {made}
+"""
+
+
+@pytest.mark.parametrize("made", ["Maintenance()", "get_maintenance()"])
+@pytest.mark.parametrize("first", ["from own import maintenance", "maintenance = get_maintenance()"])
+def test_a_module_that_makes_an_object_itself_can_name_the_backend(made, first, tmp_path):
+    """A module that makes an object from the environment that names this module does not wait for itself."""
+    (tmp_path / "own.py").write_text(SELF_MADE.format(made=made))
+    program = (
+        f"from fastapi_maintenance import get_maintenance\n{first}\nimport own\nprint(maintenance.backend is own.store)"
+    )
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", variable("backend"): "own:store"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+@pytest.mark.parametrize("url", ["package:inner", "package:inner.deep"])
+def test_a_module_is_no_backend(monkeypatch, tmp_path, url):
+    """A URL that names a module instead of an object in it is a `ValueError` that says so."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("import logging as inner\ninner.deep = inner\n")
+    monkeypatch.setattr(logging, "deep", None, raising=False)
+    with pytest.raises(ValueError, match=f"^backend {url} is a module; name an object in it$"):
+        Maintenance(MaintenanceSettings(backend=url))
+    sys.modules.pop("package")
+
+
+def test_a_backend_that_cannot_be_imported_tells_what_there_is():
+    """The error tells which backends there are and where to set one."""
+    with pytest.raises(ValueError, match=r"set FASTAPI_MAINTENANCE_BACKEND to .*file:PATH"):
+        backend_from_url("no_such_module:x", "default")
+
+
+def test_an_empty_page_template_means_none(monkeypatch):
+    """A template that a compose file leaves empty is the built-in page."""
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_PAGE_TEMPLATE", "")
+    assert MaintenanceSettings().page_template is None
+
+
+def test_the_name_of_the_gate_is_no_scope():
+    """A scope whose file would be the gate of another one is refused."""
+    with pytest.raises(ValueError, match="'gate' is no scope name"):
+        MaintenanceSettings.for_scope("gate")

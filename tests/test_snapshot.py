@@ -1,5 +1,6 @@
 """What a process knows of a distant store: asked in the background, rarely, and never at a request's cost."""
 
+import asyncio
 import copy
 import logging
 import threading
@@ -633,3 +634,133 @@ async def test_near_backends_need_no_first_look(tmp_path):
         snapshot = snapshot_of(backend)
         assert snapshot.near
         assert snapshot.look(1, 1).switch is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("body_fails", [False, True])
+async def test_a_switch_that_could_not_be_given_back_is_given_back_by_the_next_hold(body_fails):
+    """A true/false store that failed at the end of one hold is open again after the end of the next one."""
+
+    class Failing(Flag):
+        failures = 0
+
+        async def set_value(self, value):
+            if not value and self.failures == 0:
+                self.failures += 1
+                raise OSError("no connection")
+            await super().set_value(value)
+
+    async def held(maintenance):
+        async with maintenance.on():
+            assert 1 / (not body_fails) == 1
+
+    store = Failing()
+    maintenance = watched(store)
+    with pytest.raises(ZeroDivisionError if body_fails else BackendError):
+        await held(maintenance)
+    assert (store.value, store.failures) == (True, 1)
+    async with maintenance.on():
+        assert (await maintenance.status()).active
+    assert store.value is False
+    assert not (await maintenance.status()).active
+
+
+def test_a_question_that_died_with_its_event_loop_is_asked_again_in_the_next(clock):
+    """Where each event loop ends before the answer, each new one asks, and one that lasts learns the new state."""
+
+    class Slow(Flag):
+        async def answer(self):
+            value = self.value
+            await asyncio.sleep(0.01)
+            return value
+
+    async def lasting():
+        await until(lambda: maintenance.last_known_mode() == "full")
+        return await maintenance.status()
+
+    async def short():
+        status = await maintenance.status()
+        await asyncio.sleep(0)
+        return status
+
+    store = Slow()
+    maintenance = watched(store)
+    assert not asyncio.run(short()).active
+    clock.now += 1
+    store.value = True
+    for asked in (2, 3, 4):
+        assert (asyncio.run(short()).active, store.asked) == (False, asked)
+    asyncio.run(short())
+
+    async def asked_again():
+        await maintenance.status()
+        return await lasting()
+
+    assert asyncio.run(asked_again()).active
+    assert store.asked == 6
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [Store, Flag])
+async def test_during_the_lifespan_a_store_is_asked_without_requests(kind):
+    """With a lifespan a change is seen though nobody asks, and afterwards the store is left in peace."""
+    store = kind()
+    maintenance = watched(store, refresh_interval=0.001)
+    async with maintenance.lifespan():
+        for state, value, mode in ((ON, True, "full"), (OPEN, False, None), (ON, True, "full")):
+            store.state, store.value = state, value
+            await until(lambda mode=mode: maintenance.last_known_mode() == mode)
+    await anyio.wait_all_tasks_blocked()
+    asked = store.asked
+    await anyio.wait_all_tasks_blocked()
+    assert store.asked == asked
+
+
+@pytest.mark.anyio
+async def test_a_store_that_hangs_holds_up_nobody_during_the_lifespan():
+    """A store that never answers again blocks neither start, nor looks from loop and thread, nor the end."""
+    store = Store(ON)
+    maintenance = watched(store, refresh_interval=0.001, read_timeout=3600)
+    with anyio.fail_after(5):
+        async with maintenance.lifespan():
+            store.answer = forever
+            await until(lambda: store.asked == 2)
+            for _ in range(20):
+                assert (await maintenance.status()).active
+                await anyio.sleep(0.001)
+            assert await anyio.to_thread.run_sync(maintenance.last_known_mode) == "full"
+    assert store.asked == 2
+
+
+@pytest.mark.anyio
+async def test_a_store_whose_methods_are_not_async_is_told(caplog):
+    """A `get_value` that is no `async def` is an error that says how to write it."""
+
+    class Sync(BaseStateBackend):
+        def get_value(self):
+            return True
+
+        def set_value(self, value):
+            """Never called: what to put back is not known."""
+
+    maintenance = watched(Sync())
+    text = "TypeError: Sync.get_value() is not `async def`; write it so, and set_value(), too"
+    assert not (await maintenance.status()).active
+    assert text in caplog.text
+    with pytest.raises(BackendError) as caught:
+        await maintenance.on().__aenter__()
+    assert str(caught.value).endswith(text)
+
+
+@pytest.mark.parametrize(
+    ("thing", "text"),
+    [
+        ("env", r"^backend is the string 'env'; write MaintenanceSettings\(backend='env'\) for a URL$"),
+        (asyncio, "^module is no backend: give "),
+    ],
+    ids=["string", "module"],
+)
+def test_a_string_or_a_module_is_told_what_to_write(thing, text):
+    """A URL or a module in place of a backend is a TypeError with what to give instead."""
+    with pytest.raises(TypeError, match=text):
+        Maintenance(backend=thing)

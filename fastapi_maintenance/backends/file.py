@@ -38,6 +38,9 @@ _UNSEEN: _Identity = (-1, -1, -1, -1, -1)
 """What a file is that may be there but cannot be looked at."""
 
 
+UNLISTED = "unlisted"
+"""The id of a hold whose entry somebody has written over."""
+
 ALIVE_FOR = 0.02
 """Seconds for which a hold that was seen alive is taken to be so."""
 
@@ -151,18 +154,18 @@ class LocalFileBackend(BaseStateBackend):
         except FileNotFoundError:
             known_missing = last.identity is None and last.raw is None and last.error is None
             state = last.state if known_missing else MaintenanceState(revision=last.state.revision + 1)
-            return _Look(None, settled=True, raw=None, state=state)
+            return _Look(None, settled=True, raw=None, state=self._with_unlisted(state))
         except OSError as error:
             return last._replace(settled=False, raw=None, error=f"cannot be read: {_say(error, self.file_path)}")
         identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         settled = now - info.st_ctime_ns > SETTLED_AFTER
         if raw == last.raw and last.error is None:
-            return last._replace(identity=identity, settled=settled)
+            return last._replace(identity=identity, settled=settled, state=self._with_unlisted(last.state))
         try:
             state = self._parse(raw, info, last.state.revision + 1)
         except (ValueError, TypeError) as error:
             return _Look(identity, settled, raw.strip() or b"", last.state, str(error))
-        return _Look(identity, settled, raw, state)
+        return _Look(identity, settled, raw, self._with_unlisted(state))
 
     def _contents(self) -> tuple[bytes, os.stat_result]:
         with open(self.file_path, "rb", opener=lambda path, _: os.open(path, _READ_FLAGS)) as file:
@@ -188,6 +191,17 @@ class LocalFileBackend(BaseStateBackend):
 
     # Holds
 
+    def _with_unlisted(self, state: MaintenanceState) -> MaintenanceState:
+        """Give the state with a hold that is alive but not in it: a file written by hand never ends a live hold."""
+        if state.holds or self._gate is None:
+            return state
+        try:
+            found = self._gate.any_alive()
+        except OSError:
+            # Who may not see the gate has said so where it mattered: when a hold was listed.
+            return state
+        return state.with_unlisted(Hold(id=UNLISTED, since=utcnow())) if found else state
+
     def _with_live_holds(self, state: MaintenanceState, *, fresh: bool = False) -> MaintenanceState:
         """Give the state without holds whose process is gone; those that asked to be kept are orphans then."""
         if self._gate is None:  # pragma: no cover - Windows
@@ -197,6 +211,8 @@ class LocalFileBackend(BaseStateBackend):
             return known[2]
         try:
             alive = self._gate.alive(hold.id for hold in state.holds if hold.phase != "orphan")
+            if any(hold.id == UNLISTED for hold in state.holds) and self._gate.any_alive():
+                alive |= {UNLISTED}
         except OSError as error:
             raise self._error(f"its gate cannot be read: {_say(error, self._gate.path)}") from None
         living = state.with_live_holds(alive)
@@ -258,7 +274,7 @@ class LocalFileBackend(BaseStateBackend):
             look = self._read()
             if look.error is not None and look.raw != b"":
                 raise self._error(f"{look.error}. It was not overwritten: mend it, or delete it to start anew")
-            before = self._with_live_holds(look.state, fresh=True)
+            before = self._with_live_holds(look.state, fresh=True).without_unlisted(UNLISTED)
             if revision is not None and revision.highest() > before.revision:
                 before = before.model_copy(update={"revision": revision.highest()})
             state = edit(before)

@@ -121,11 +121,21 @@ class Gate:
             OSError: The gate cannot be opened.
         """
         with contextlib.suppress(FileNotFoundError), _reading(self.path) as descriptor:
-            return frozenset(hold_id for hold_id in hold_ids if _is_range_locked(descriptor, _byte(hold_id)))
+            return frozenset(hold_id for hold_id in hold_ids if _is_range_locked(descriptor, _byte(hold_id), 1))
         return frozenset()
 
     def tidy(self) -> None:
         """Remove what holds of dead processes left behind: nothing, here."""
+
+    def any_alive(self) -> bool:
+        """Tell whether a living process has locked any hold.
+
+        Raises:
+            OSError: The gate cannot be opened.
+        """
+        with contextlib.suppress(FileNotFoundError), _reading(self.path) as descriptor:
+            return _is_range_locked(descriptor, _HOLDS, _HOLDS_SIZE)
+        return False
 
     def _try_writer(self, descriptor: int) -> bool:
         return _range_lock(descriptor, fcntl.F_WRLCK, _WRITER, 1)
@@ -151,22 +161,25 @@ class FlockGate(Gate):
 
     def alive(self, hold_ids: Iterable[str]) -> frozenset[str]:
         """Tell which holds a living process has locked."""
-        return frozenset(hold_id for hold_id in hold_ids if self._is_locked(hold_id))
+        return frozenset(hold_id for hold_id in hold_ids if _is_flocked(self._hold_path(hold_id)))
 
     def tidy(self) -> None:
         """Remove the files of holds whose process is gone."""
+        for path in self._hold_files():
+            with contextlib.suppress(OSError), _reading(path) as descriptor:
+                if _flock(descriptor, fcntl.LOCK_EX):
+                    os.unlink(path)
+
+    def any_alive(self) -> bool:
+        """Tell whether a living process has locked any hold."""
+        return any(_is_flocked(path) for path in self._hold_files())
+
+    def _hold_files(self) -> list[str]:
         directory, name = os.path.split(self.path)
         of_hold = re.compile(re.escape(name) + r"\.[0-9a-f]{16}")
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
-            for entry in [entry for entry in entries if of_hold.fullmatch(entry.name)]:
-                with contextlib.suppress(OSError), _reading(entry.path) as descriptor:
-                    if _flock(descriptor, fcntl.LOCK_EX):
-                        os.unlink(entry.path)
-
-    def _is_locked(self, hold_id: str) -> bool:
-        with contextlib.suppress(FileNotFoundError), _reading(self._hold_path(hold_id)) as descriptor:
-            return not _flock(descriptor, fcntl.LOCK_SH)
-        return False
+            return [entry.path for entry in entries if of_hold.fullmatch(entry.name)]
+        return []
 
     def _hold_path(self, hold_id: str) -> str:
         # A digest, for a document written by hand may name a hold as it likes.
@@ -228,8 +241,8 @@ def _range_lock(descriptor: int, kind: int, start: int, length: int) -> bool:
     return True
 
 
-def _is_range_locked(descriptor: int, start: int) -> bool:
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+def _is_range_locked(descriptor: int, start: int, length: int) -> bool:
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
     found = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
     return bool(found[0] != fcntl.F_UNLCK)
 
@@ -239,6 +252,12 @@ def _stands_at(path: str, descriptor: int) -> bool:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def _is_flocked(path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError), _reading(path) as descriptor:
+        return not _flock(descriptor, fcntl.LOCK_SH)
+    return False
 
 
 def _flock(descriptor: int, kind: int) -> bool:

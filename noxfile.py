@@ -39,6 +39,10 @@ ASKS_FASTAPI = [
 ]
 """The tests that a release of FastAPI may break."""
 
+REAL_SERVERS = ("crashes", "failing_stores", "servers", "servers_holds", "servers_streams", "state_machine")
+WITHOUT_REAL_SERVERS = [f"--ignore=tests/test_{name}.py" for name in REAL_SERVERS]
+"""What takes minutes runs once: real servers, killed processes, the state machine."""
+
 LOWEST = [requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]]
 
 
@@ -66,8 +70,11 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run all tests on the newest dependencies, with the branch coverage of package, tests and examples."""
+    """Run the tests on the newest dependencies; all of them, with branch coverage, on the Python that runs nox."""
     _install(session)
+    if session.python != HERE:
+        session.run("pytest", "-q", *(session.posargs or WITHOUT_REAL_SERVERS))
+        return
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine")
@@ -86,7 +93,7 @@ def fastapi(session: nox.Session, version: str) -> None:
 def lowest(session: nox.Session) -> None:
     """Run the tests on the lowest direct dependencies."""
     _install(session, *LOWEST)
-    session.run("pytest", "-q", *session.posargs)
+    session.run("pytest", "-q", *(session.posargs or WITHOUT_REAL_SERVERS))
 
 
 @nox.session(python=HERE)

@@ -119,7 +119,7 @@ def broken(*args):
 async def until(condition):
     """Wait for a condition, at most 5 seconds."""
     with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():
             await anyio.sleep(0.001)
 
 

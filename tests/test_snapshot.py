@@ -90,7 +90,7 @@ def watched(store, **settings):
 async def until(condition):
     """Wait for a condition, at most 5 seconds."""
     with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():
             await anyio.sleep(0.001)
 
 

@@ -42,7 +42,7 @@ needs_sse = pytest.mark.skipif(EventSourceResponse is None, reason="this FastAPI
 async def until(condition):
     """Wait until a condition is true."""
     with anyio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - conditions of many kinds
+        while not condition():
             await anyio.sleep(0.001)
 
 

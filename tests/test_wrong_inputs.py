@@ -80,7 +80,7 @@ async def test_an_answer_that_is_no_bool_is_a_type_error_that_names_the_store(sh
     await maintenance.status()
     flag.answer = RUBBISH[shown]
     with anyio.fail_after(5):
-        while (status := await maintenance.status()).stale is None:  # noqa: ASYNC110 - what is waited for has no event
+        while (status := await maintenance.status()).stale is None:
             await anyio.sleep(0.002)
     (line,) = caplog.messages
     assert status.active

@@ -132,7 +132,8 @@ class MaintenanceSettings(BaseSettings):
 
     def with_state_of(self, scope: str) -> Self:
         """Keep the state of `scope` apart from that of others with the same settings: `file:PATH` is `PATH.scope`."""
-        if scope == DEFAULT_SCOPE or not self.backend.startswith("file:"):
+        apart = self.backend.endswith(f".{scope}") or not self.backend.startswith("file:")
+        if scope == DEFAULT_SCOPE or apart:
             return self
         return self.model_copy(update={"backend": f"{self.backend}.{scope}"})
 

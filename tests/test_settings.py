@@ -596,3 +596,10 @@ def test_the_name_of_the_gate_is_no_scope():
     """A scope whose file would be the gate of another one is refused."""
     with pytest.raises(ValueError, match="'gate' is no scope name"):
         MaintenanceSettings.for_scope("gate")
+
+
+def test_the_settings_of_a_scope_can_be_given_to_it(monkeypatch, tmp_path):
+    """Settings that were read for a scope keep its state where the scope itself would."""
+    monkeypatch.setenv(f"{PREFIX}BACKEND", f"file:{tmp_path / 'state'}")
+    settings = MaintenanceSettings.for_scope("billing")
+    assert Maintenance(settings, scope="billing").backend is Maintenance(scope="billing").backend

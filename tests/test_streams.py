@@ -30,7 +30,7 @@ from fastapi_maintenance.backends import MemoryBackend
 from fastapi_maintenance.tasks import spawn
 
 EVENTS = "text/event-stream"
-PATIENCE = 3
+PATIENCE = 20
 """Seconds after which a condition that does not come true is a failure."""
 
 EventSourceResponse = getattr(fastapi.routing, "EventSourceResponse", None)

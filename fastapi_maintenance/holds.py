@@ -134,17 +134,20 @@ class Holder:
 
     async def switch(self, edit: Edit, *, on: bool) -> None:
         """Turn the switch as an operator asks, and remember what the last hold has to put back."""
-        stores = isinstance(self._stored.backend, StateStore)
         async with self._in_turn():
-            orphans = [] if on else [hold for hold in self.local if hold.phase == "orphan"]
-            for orphan in orphans:
-                self._replace(orphan)
-            if self.local and stores and not on:
-                await self._lend()
-            elif stores or not orphans:
-                await self._stored.change(edit)
-                self._put_back = _NOTHING
-                self._borrowed = self._borrowed and bool(self.local)
+            await self._switch(edit, on=on)
+
+    async def _switch(self, edit: Edit, *, on: bool) -> None:
+        stores = isinstance(self._stored.backend, StateStore)
+        orphans = [] if on else [hold for hold in self.local if hold.phase == "orphan"]
+        for orphan in orphans:
+            self._replace(orphan)
+        if self.local and stores and not on:
+            await self._lend()
+        elif stores or not orphans:
+            await self._stored.change(edit)
+            self._put_back = _NOTHING
+            self._borrowed = self._borrowed and bool(self.local)
 
     def record(self, what: str, hold: Hold, scope: str) -> None:
         """Log what became of a hold."""

@@ -32,7 +32,8 @@ class MaintenanceModeMiddleware:
         exempt_handler: Gets the request without its body; `True` lets it through. Sync or async.
         response_handler: Gets the request, and the status if it takes two arguments; gives the response. Sync or async.
         close_streams_after: Seconds after which, when the gate closes, open websockets are closed with 1012 and event
-            streams are ended; their `finally` blocks run. Left out, they go on. It may stand beside `maintenance`.
+            streams (known by their content type) are ended; their `finally` blocks run. Forced-off and exempt ones go
+            on, and nothing else is cut. Left out, all go on. It may stand beside `maintenance`.
 
     Raises:
         ValueError: `close_streams_after` is no number of seconds.

@@ -400,9 +400,5 @@ def _bound(function: Callable[..., Awaitable[None]], *args: object) -> Callable[
 
 def _is_flag(backend: BaseStateBackend) -> bool:
     """Tell whether the truth value has the last word: a subclass of a built-in backend may override it alone."""
-    for kind in type(backend).__mro__:
-        if "read_state" in vars(kind):
-            return False
-        if "get_value" in vars(kind):
-            break
-    return True
+    defining = next(kind for kind in type(backend).__mro__ if {"read_state", "get_value"} & vars(kind).keys())
+    return "read_state" not in vars(defining)

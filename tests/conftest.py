@@ -16,6 +16,7 @@ def anyio_backend(request):
 
 @pytest.fixture(autouse=True)
 def _clean_slate(monkeypatch):
+    monkeypatch.setenv(f"{PREFIX}MESSAGE", "from outside")
     for name in list(os.environ):
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)

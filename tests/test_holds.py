@@ -25,6 +25,12 @@ from fastapi_maintenance.holds import hold_template
 from fastapi_maintenance.state import OPEN
 
 
+def raise_if(error, wanted):
+    """Raise `error` if it is wanted."""
+    if wanted:
+        raise error
+
+
 class Flag(BaseStateBackend):
     """A true/false store that keeps the list of what it was told."""
 
@@ -568,8 +574,7 @@ async def test_a_store_that_fails_on_leaving(kind, body, caplog):
     async def job():
         async with maintenance.on():
             store.broken, store.wrong = False, "end"
-            if body == "raises":
-                raise raised
+            raise_if(raised, body == "raises")
 
     with pytest.raises((BackendError, KeyError)) as caught:
         await job()
@@ -602,8 +607,7 @@ async def test_a_store_that_hangs_on_leaving_does_not_keep_the_caller(body, monk
     async def job():
         async with maintenance.on():
             store.broken, store.hangs = False, True
-            if body == "raises":
-                raise KeyError
+            raise_if(KeyError("body"), body == "raises")
 
     with pytest.raises((BackendError, KeyError)) as caught:
         await job()

@@ -43,6 +43,9 @@ REAL_SERVERS = ("crashes", "failing_stores", "servers", "servers_holds", "server
 WITHOUT_REAL_SERVERS = [f"--ignore=tests/test_{name}.py" for name in REAL_SERVERS]
 """What takes minutes runs once: real servers, killed processes, the state machine."""
 
+WITHOUT_LONG_TABLES = [f"--ignore=tests/test_{name}.py" for name in ("contract", "forms", "matrix", "openapi", "state")]
+"""What asks more of FastAPI and pydantic than of Python; `fastapi` and `lowest` have most of it."""
+
 LOWEST = [requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]]
 
 
@@ -73,7 +76,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests on the newest dependencies; all of them, with branch coverage, on the Python that runs nox."""
     _install(session)
     if session.python != HERE:
-        session.run("pytest", "-q", *(session.posargs or WITHOUT_REAL_SERVERS))
+        session.run("pytest", "-q", *(session.posargs or [*WITHOUT_REAL_SERVERS, *WITHOUT_LONG_TABLES]))
         return
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)

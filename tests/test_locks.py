@@ -520,6 +520,15 @@ def test_a_service_works_with_what_root_made(kind):
     assert (after.active, modes) == (False, {"state": 0o600, "state.gate": 0o600})
 
 
+async def until_open(backend):
+    """Wait until it is open, or fail."""
+    active = True
+    with anyio.fail_after(5):
+        while active:
+            await anyio.sleep(0.005)
+            active = (await Maintenance(backend=backend).status()).active
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("edit", ["0", "1", None], ids=["off", "on and off", "deleted"])
 async def test_a_hand_edit_never_ends_a_live_hold(kind, path, edit):
@@ -534,8 +543,22 @@ async def test_a_hand_edit_never_ends_a_live_hold(kind, path, edit):
             path.write_text("0\n")
         inside = [await Maintenance(backend=backend).status() for backend in (mine, other, LocalFileBackend(path))]
         changed = await Maintenance(backend=other).disable()
-    with anyio.fail_after(5):
-        while (await Maintenance(backend=other).status()).active:
-            await anyio.sleep(0.005)
+    await until_open(other)
     assert [(status.active, len(status.holds)) for status in (*inside, changed)] == [(True, 1)] * 4
     assert "unlisted" not in path.read_text()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("end", ["dies", "lives"])
+async def test_a_hold_written_over_counts_beside_one_that_is_listed(kind, path, end):
+    """A full hold whose entry was written over stays full, beside a milder hold and after that one's death."""
+    mine, other = LocalFileBackend(path), LocalFileBackend(path)
+    async with Maintenance(backend=mine).on():
+        path.write_text("0\n")
+        async with Maintenance(backend=other).on(mode="read_only") as second:
+            if end == "dies":
+                os.close(other._held[second.id]._descriptor)
+                other._held.clear()
+            status = await Maintenance(backend=LocalFileBackend(path)).status()
+    assert (status.mode, len(status.holds)) == ("full", 1 if end == "dies" else 2)
+    await until_open(LocalFileBackend(path))

@@ -77,6 +77,7 @@ class LocalFileBackend(BaseStateBackend):
         self._lock = threading.Lock()
         self._gate = gate_beside(self.file_path)
         self._held: dict[str, HoldLock] = {}
+        self._unlisted: Hold | None = None
         self._living: tuple[MaintenanceState, float, MaintenanceState] | None = None
         directory = Path(self.file_path).parent
         if not directory.is_dir():
@@ -193,14 +194,18 @@ class LocalFileBackend(BaseStateBackend):
 
     def _with_unlisted(self, state: MaintenanceState) -> MaintenanceState:
         """Give the state with a hold that is alive but not in it: a file written by hand never ends a live hold."""
-        if state.holds or self._gate is None:
+        state = state.without_unlisted(UNLISTED)
+        if self._gate is None:
             return state
         try:
-            found = self._gate.any_alive()
+            found = self._gate.any_other([hold.id for hold in state.holds])
         except OSError:
             # Who may not see the gate has said so where it mattered: when a hold was listed.
             return state
-        return state.with_unlisted(Hold(id=UNLISTED, since=utcnow())) if found else state
+        if not found:
+            return state
+        seen = self._unlisted = self._unlisted or Hold(id=UNLISTED, since=utcnow())
+        return state.with_unlisted(seen)
 
     def _with_live_holds(self, state: MaintenanceState, *, fresh: bool = False) -> MaintenanceState:
         """Give the state without holds whose process is gone; those that asked to be kept are orphans then."""
@@ -210,12 +215,10 @@ class LocalFileBackend(BaseStateBackend):
         if known is not None and known[0] is state and now < known[1] and not fresh:
             return known[2]
         try:
-            alive = self._gate.alive(hold.id for hold in state.holds if hold.phase != "orphan")
-            if any(hold.id == UNLISTED for hold in state.holds) and self._gate.any_alive():
-                alive |= {UNLISTED}
+            alive = self._gate.alive(hold.id for hold in state.holds if hold.phase != "orphan") | {UNLISTED}
         except OSError as error:
             raise self._error(f"its gate cannot be read: {_say(error, self._gate.path)}") from None
-        living = state.with_live_holds(alive)
+        living = self._with_unlisted(state).with_live_holds(alive)
         if known is not None and known[2] == living:
             living = known[2]
         self._living = (state, now + ALIVE_FOR, living)

@@ -127,14 +127,18 @@ class Gate:
     def tidy(self) -> None:
         """Remove what holds of dead processes left behind: nothing, here."""
 
-    def any_alive(self) -> bool:
-        """Tell whether a living process has locked any hold.
+    def any_other(self, hold_ids: Iterable[str]) -> bool:
+        """Tell whether a living process has locked a hold that is none of these.
 
         Raises:
             OSError: The gate cannot be opened.
         """
+        # The bytes of the known holds, and one behind the range, each ending a gap in which nothing may be locked.
+        ends = [*sorted(_byte(hold_id) for hold_id in hold_ids), _HOLDS + _HOLDS_SIZE]
+        starts = [_HOLDS, *(end + 1 for end in ends)]
+        gaps = [(start, end - start) for start, end in zip(starts, ends, strict=False) if end > start]
         with contextlib.suppress(FileNotFoundError), _reading(self.path) as descriptor:
-            return _is_range_locked(descriptor, _HOLDS, _HOLDS_SIZE)
+            return any(_is_range_locked(descriptor, start, length) for start, length in gaps)
         return False
 
     def _try_writer(self, descriptor: int) -> bool:
@@ -170,9 +174,10 @@ class FlockGate(Gate):
                 if _flock(descriptor, fcntl.LOCK_EX):
                     os.unlink(path)
 
-    def any_alive(self) -> bool:
-        """Tell whether a living process has locked any hold."""
-        return any(_is_flocked(path) for path in self._hold_files())
+    def any_other(self, hold_ids: Iterable[str]) -> bool:
+        """Tell whether a living process has locked a hold that is none of these."""
+        known = {self._hold_path(hold_id) for hold_id in hold_ids}
+        return any(_is_flocked(path) for path in self._hold_files() if path not in known)
 
     def _hold_files(self) -> list[str]:
         directory, name = os.path.split(self.path)

@@ -3,9 +3,11 @@
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 
 T = TypeVar("T")
 
@@ -24,6 +26,29 @@ def spawn(function: Callable[[], Coroutine[Any, Any, None]], alive: set[asyncio.
         task = loop.create_task(function(), context=contextvars.Context())
         alive.add(task)
         task.add_done_callback(alive.discard)
+
+
+async def in_thread(function: Callable[..., T], *args: object) -> T:
+    """Run `function` in a thread, now: those that sync endpoints wait for may all be busy."""
+    return await anyio.to_thread.run_sync(function, *args, limiter=anyio.CapacityLimiter(1))
+
+
+def in_this_loop(function: Callable[[], object]) -> Callable[[], None]:
+    """Give what calls `function` soon in the event loop that runs now, from any thread; in vain when that has ended."""
+    loop = _asyncio_loop()
+    if loop is None:
+        import trio  # noqa: PLC0415 - only where trio runs already
+
+        soon: Callable[[Callable[[], object]], object] = trio.lowlevel.current_trio_token().run_sync_soon
+        ended: type[Exception] = trio.RunFinishedError
+    else:
+        soon, ended = loop.call_soon_threadsafe, RuntimeError
+
+    def call() -> None:
+        with suppress(ended):
+            soon(function)
+
+    return call
 
 
 async def to_the_end(function: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from fastapi_maintenance.backends.flock import FlockGate
+from fastapi_maintenance.backends.locks import Gate
 from fastapi_maintenance.maintenance import _Default
 from fastapi_maintenance.settings import PREFIX, _Shared
 
@@ -31,3 +33,22 @@ def serve(tmp_path):
 
     with serving(tmp_path) as start:
         yield start
+
+
+@pytest.fixture(params=[Gate, FlockGate])
+def kind(request, monkeypatch):
+    """Give each variant of the locks beside a state file; file backends made in the test use it."""
+    monkeypatch.setattr("fastapi_maintenance.backends.file.gate_beside", request.param)
+    return request.param
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Give the path of a state file that does not exist yet."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def gate(kind, path):
+    """Give a gate of each variant."""
+    return kind(str(path))

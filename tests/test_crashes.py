@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_maintenance import BackendError, Maintenance
-from fastapi_maintenance.backends import LocalFileBackend, locks
+from fastapi_maintenance.backends import LocalFileBackend, flock, locks
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,13 +26,13 @@ import asyncio, builtins, json, os, random, signal, sys, time, traceback
 from datetime import UTC, datetime, timedelta
 import anyio
 from fastapi_maintenance import BackendError, Maintenance, set_maintenance_mode
-from fastapi_maintenance.backends import LocalFileBackend, file, locks
+from fastapi_maintenance.backends import LocalFileBackend, file, flock, locks
 from fastapi_maintenance.state import Hold
 
 # What is loaded now need not be loaded by each child.
 asyncio.run(anyio.sleep(0))
 variant, path, *rest = sys.argv[1:]
-file.gate_beside = getattr(locks, variant)
+file.gate_beside = getattr(flock, variant)
 directory = os.path.dirname(path)
 
 def fork(work, *args):
@@ -68,7 +68,7 @@ def names():
 @pytest.fixture(params=["Gate", "FlockGate"])
 def variant(request, monkeypatch):
     """Give the name of each variant of the gate; file backends made in the test use it."""
-    monkeypatch.setattr("fastapi_maintenance.backends.file.gate_beside", getattr(locks, request.param))
+    monkeypatch.setattr("fastapi_maintenance.backends.file.gate_beside", getattr(flock, request.param))
     return request.param
 
 
@@ -383,7 +383,8 @@ def die(before, change, calls):
     backend = LocalFileBackend(path)
     before(backend)
     left = calls
-    file.os, locks.os, locks.fcntl = Deadly(os), Deadly(os), Deadly(locks.fcntl)
+    file.os, locks.os, flock.os = Deadly(os), Deadly(os), Deadly(os)
+    locks.fcntl = flock.fcntl = Deadly(locks.fcntl)
     file.open = deadly_open
     change(backend)
 

@@ -23,7 +23,10 @@ import pytest
 from fastapi_maintenance import BackendError, Maintenance, set_maintenance_mode
 from fastapi_maintenance.backends import LocalFileBackend
 from fastapi_maintenance.backends.file import SIZE_LIMIT
+from fastapi_maintenance.backends.flock import FlockGate
+from fastapi_maintenance.backends.locks import Gate
 from fastapi_maintenance.state import OPEN
+from tests.descriptors import open_below
 
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -108,7 +111,9 @@ async def test_plain_states_are_written_as_words_and_richer_ones_as_a_document(p
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("said", "by"), [({}, rf".+@{re.escape(socket.gethostname())}:{os.getpid()}"), ({"by": "ann"}, "ann")], ids=str
+    ("said", "by"),
+    [({}, rf".+@{re.escape(socket.gethostname())}:{os.getpid()}"), ({"by": "ann"}, "ann")],
+    ids=["me", "ann"],
 )
 async def test_the_document_says_who_turned_it_on(path, said, by):
     """`enable()` writes who did it: user@host:pid, or what it was told."""
@@ -174,6 +179,55 @@ async def test_an_edit_that_changes_nothing_writes_nothing(path):
     """When the edit gives the same state back, there is no state file."""
     state = await LocalFileBackend(path).change_state(lambda state: state)
     assert (state.switch, path.exists()) == (None, False)
+
+
+BY_HAND = {
+    "a word": lambda path: path.write_text("read_only\n"),
+    "a document": lambda path: path.write_text('{"team": "ops"}'),
+    "an older document": lambda path: path.write_text('{"revision": 2}'),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [Gate, FlockGate])
+@pytest.mark.parametrize("edit", BY_HAND)
+async def test_a_hand_edit_never_lowers_the_revision(path, monkeypatch, kind, edit):
+    """All readers, old and new, show the revision of the last change, and the next change is higher."""
+    monkeypatch.setattr("fastapi_maintenance.backends.file.gate_beside", kind)
+    old, writer = LocalFileBackend(path), LocalFileBackend(path)
+    for on in (True, False, True):
+        await writer.set_value(on)
+        old.peek_state()
+    BY_HAND[edit](path)
+    shown = [backend.peek_state().revision for backend in (old, writer, LocalFileBackend(path)) for _ in range(2)]
+    await LocalFileBackend(path).set_value(False)
+    after = [backend.peek_state().revision for backend in (old, writer, LocalFileBackend(path))]
+    assert (shown, after) == ([3] * 6, [4] * 3)
+
+
+@pytest.mark.anyio
+async def test_a_revision_written_by_hand_that_runs_ahead_is_not_followed_by_a_lower_one(path):
+    """Who has seen it shows at least that from then on, and changes come after it."""
+    backend = LocalFileBackend(path)
+    await backend.set_value(True)
+    seen = []
+    for text in ('{"revision": 70}', "0\n", '{"revision": 5}'):
+        path.write_text(text)
+        seen.append(backend.peek_state().revision)
+    await backend.set_value(True)
+    assert (seen, backend.peek_state().revision) == ([70] * 3, 71)
+
+
+@pytest.mark.anyio
+async def test_the_same_word_after_two_changes_is_another_revision(path):
+    """A reader that slept through "off" and "on" shows what the others show."""
+    writer, sleeper = LocalFileBackend(path), LocalFileBackend(path)
+    seen = []
+    for on in (True, False, True):
+        await writer.set_value(on)
+        seen.append(sleeper.peek_state().revision if on else None)
+    assert seen == [1, None, 3]
 
 
 # What is wrong with it
@@ -332,7 +386,7 @@ async def test_a_file_that_comes_back_unchanged_is_read_again(path):
 
 @pytest.mark.anyio
 async def test_a_deleted_file_is_open_again(path):
-    """Deleting the file opens, after a failure, too, and the revision grows."""
+    """Deleting the file opens, after a failure, too, and the revision does not fall."""
     maintenance = Maintenance(backend=LocalFileBackend(path))
     closed = await maintenance.enable()
     path.unlink()
@@ -342,7 +396,7 @@ async def test_a_deleted_file_is_open_again(path):
     path.unlink()
     again = await maintenance.status()
     assert (opened.active, again.active, again.stale) == (False, False, None)
-    assert closed.revision < opened.revision <= again.revision
+    assert closed.revision == opened.revision == again.revision == 1
 
 
 @pytest.mark.parametrize("kind", ["directory", "symlink", "FIFO"])
@@ -350,11 +404,10 @@ def test_looks_at_a_broken_file_hold_no_descriptors(path, kind):
     """However often it is looked at, no descriptor stays open."""
     BROKEN[kind][0](path)
     backend = LocalFileBackend(path)
-    before = len(names("/proc/self/fd"))
     for _ in range(20):
         with pytest.raises(BackendError):
             backend.peek_state()
-    assert len(names("/proc/self/fd")) <= before
+    assert open_below(path.parent) == []
 
 
 def test_each_look_at_a_broken_file_raises_a_new_error(path):
@@ -660,6 +713,90 @@ def test_an_ordinary_user_who_may_not_read_is_told_so(public):
 
 
 # Many at once
+
+
+def edit_meanwhile(path, monkeypatch, edits):
+    """Let somebody edit the file by hand while the next changes write theirs."""
+    real, left = os.fsync, list(edits)
+
+    def fsync(descriptor):
+        real(descriptor)
+        for edit in left[:1] if stat.S_ISREG(os.fstat(descriptor).st_mode) else []:
+            left.remove(edit)
+            BY_HAND[edit](path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("edit", sorted(BY_HAND))
+async def test_a_hand_edit_in_the_middle_of_a_change_is_not_lost(path, monkeypatch, edit):
+    """The change is made anew on what stands there then, and nothing lies beside it."""
+    path.write_text("0\n")
+    backend = LocalFileBackend(path)
+    edit_meanwhile(path, monkeypatch, [edit])
+    state = await backend.change_state(lambda state: state.model_copy(update={"seen": state.switch is not None}))
+    team = {"team": "ops"} if edit == "a document" else {}
+    assert state.model_extra == {**team, "seen": edit == "a word"}
+    assert backend.peek_state() == LocalFileBackend(path).peek_state() == state
+    assert names(path.parent) == ["state", "state.gate"]
+
+
+@pytest.mark.anyio
+async def test_a_file_that_is_edited_again_and_again_is_left_alone(path, monkeypatch):
+    """Who writes it without pause and without the gate is named, and has the last word."""
+    path.write_text("0\n")
+    monkeypatch.setattr("fastapi_maintenance.backends.locks.WRITE_TIMEOUT", 0.0)
+    edit_meanwhile(path, monkeypatch, ["a word", "an older document"])
+    with pytest.raises(BackendError, match="somebody else writes it again and again"):
+        await LocalFileBackend(path).set_value(True)
+    assert (path.read_text(), names(path.parent)) == ("read_only\n", ["state", "state.gate"])
+
+
+@pytest.mark.anyio
+async def test_changes_of_one_process_do_not_wait_for_one_another_without_end(path, monkeypatch):
+    """While one is stuck, all others give up after the time that one may take, not one after another."""
+    backend = LocalFileBackend(path)
+    monkeypatch.setattr("fastapi_maintenance.backends.locks.WRITE_TIMEOUT", 0.01)
+    failed = []
+
+    async def change():
+        with pytest.raises(BackendError, match=r"this process has been trying to for 0\.01 s"):
+            await backend.set_value(True)
+        failed.append(True)
+
+    with backend._writing():
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(change)
+    await backend.set_value(True)
+    assert (len(failed), path.read_text()) == (5, "1\n")
+
+
+def test_a_path_of_bytes_is_the_same_file(path):
+    """What the system calls a path is one, with its gate beside it."""
+    anyio.run(LocalFileBackend(os.fsencode(path)).set_value, True)
+    assert (path.read_text(), names(path.parent)) == ("1\n", ["state", "state.gate"])
+
+
+ODD = ["a b", "st*te[1]?", "-rf", "ü ✓", "line\nfeed", "{0}%s", "\udcff", ".hidden", "x.gate", "x" * 200]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [Gate, FlockGate])
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+async def test_a_file_of_any_name(path, monkeypatch, kind, name):
+    """It switches, holds and is tidied like any other, and leaves the file beside it alone."""
+    monkeypatch.setattr("fastapi_maintenance.backends.file.gate_beside", kind)
+    path, beside = path.with_name(name), LocalFileBackend(path.with_name(f"{name}.billing"))
+    await beside.set_value(True)
+    maintenance = Maintenance(backend=LocalFileBackend(path))
+    async with maintenance.on():
+        inside = await Maintenance(backend=LocalFileBackend(path)).status()
+    await maintenance.enable()
+    await maintenance.disable()
+    assert (inside.active, bool(await maintenance.status()), await beside.get_value()) == (True, False, True)
+    assert names(path.parent) == sorted([name, f"{name}.gate", f"{name}.billing", f"{name}.billing.gate"])
 
 
 def test_threads_that_change_at_once_lose_nothing(path):

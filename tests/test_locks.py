@@ -16,41 +16,19 @@ import anyio
 import pytest
 
 from fastapi_maintenance import BackendError, Maintenance
-from fastapi_maintenance.backends import LocalFileBackend, locks
-from fastapi_maintenance.backends.locks import FlockGate, Gate, gate_beside
+from fastapi_maintenance.backends import LocalFileBackend, flock, locks
+from fastapi_maintenance.backends.flock import FlockGate, gate_beside
+from fastapi_maintenance.backends.locks import Gate
+from tests.descriptors import open_below
 
 ROOT = Path(__file__).parent.parent
 ID = "0123456789abcdef"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away and drop to another user")
 
 
-@pytest.fixture(params=[Gate, FlockGate])
-def kind(request, monkeypatch):
-    """Give each variant of the gate; file backends made in the test use it."""
-    monkeypatch.setattr("fastapi_maintenance.backends.file.gate_beside", request.param)
-    return request.param
-
-
-@pytest.fixture
-def path(tmp_path):
-    """Give the path of a state file that does not exist yet."""
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def gate(kind, path):
-    """Give a gate of each variant."""
-    return kind(str(path))
-
-
 def names(directory):
     """List a directory."""
     return sorted(entry.name for entry in Path(directory).iterdir())
-
-
-def descriptors():
-    """Count the open descriptors of this process."""
-    return len(names("/proc/self/fd"))
 
 
 def fail(number):
@@ -64,10 +42,10 @@ def fail(number):
 
 PROGRAM = """
 import os, signal, sys
-from fastapi_maintenance.backends import locks
+from fastapi_maintenance.backends import flock
 
 variant, state, what, hold = sys.argv[1:]
-gate = getattr(locks, variant)(state)
+gate = getattr(flock, variant)(state)
 
 def say(word):
     print(word, flush=True)
@@ -128,10 +106,9 @@ def test_one_process_writes_at_a_time(kind, gate, path, monkeypatch):
     monkeypatch.setattr(locks, "WRITE_TIMEOUT", 0.05)
     with process(kind, path, "write") as other:
         assert other.said == "writing"
-        before = descriptors()
         with pytest.raises(TimeoutError, match=r"another process has been writing for 0\.05 s"):
             gate.writing().__enter__()
-        assert descriptors() == before
+        assert open_below(path.parent) == []
 
 
 def test_a_writer_waits_for_the_one_before_it(kind, gate, path):
@@ -139,11 +116,11 @@ def test_a_writer_waits_for_the_one_before_it(kind, gate, path):
     with process(kind, path, "write") as other:
         other.stdin.close()
         with gate.writing() as revision:
-            assert revision.get() == 0
+            assert revision.highest() == 0
     with process(kind, path, "write") as other:
         other.send_signal(signal.SIGKILL)
         with gate.writing() as revision:
-            assert revision.get() == 0
+            assert revision.highest() == 0
 
 
 def test_two_gates_in_one_process_exclude_each_other(kind, gate, path, monkeypatch):
@@ -160,7 +137,7 @@ def test_a_writer_and_a_hold_do_not_hinder_each_other(kind, gate, path):
         alive = gate.alive([ID])
     hold.release()
     with process(kind, path, "hold"), gate.writing() as revision:
-        assert (alive, gate.alive([ID]), revision.get()) == ({ID}, {ID}, 0)
+        assert (alive, gate.alive([ID]), revision.highest()) == ({ID}, {ID}, 0)
 
 
 def test_a_gate_that_is_a_link_is_not_followed(gate, path):
@@ -192,7 +169,7 @@ def test_a_gate_that_cannot_be_given_away_is_used_all_the_same(gate, monkeypatch
     """Who may not change the owner locks all the same."""
     monkeypatch.setattr(os, "fchown", fail(errno.EPERM))
     with gate.writing() as revision:
-        assert revision.get() == 0
+        assert revision.highest() == 0
 
 
 # Revision
@@ -204,10 +181,10 @@ def test_the_revision_is_what_the_last_writer_said(gate, path):
     for number in (1, 2, 17):
         with gate.writing() as revision:
             revision.begin(number)
-            seen.append((gate.revision() < number, revision.highest()))
+            seen.append((gate.revision(), revision.highest()))
             revision.end(number)
-            seen.append((gate.revision(), revision.get(), revision.highest()))
-    assert seen == [0, [], (True, 1), (1, 1, 1), (True, 2), (2, 2, 2), (True, 17), (17, 17, 17)]
+            seen.append((gate.revision(), revision.highest()))
+    assert seen == [0, [], (1, 1), (1, 1), (2, 2), (2, 2), (17, 17), (17, 17)]
 
 
 def test_a_revision_that_was_begun_is_used_up(gate):
@@ -216,7 +193,7 @@ def test_a_revision_that_was_begun_is_used_up(gate):
         revision.end(4)
         revision.begin(5)
     with gate.writing() as revision:
-        assert (revision.get(), revision.highest()) == (4, 5)
+        assert (gate.revision(), revision.highest()) == (5, 5)
 
 
 @pytest.mark.parametrize("contents", [b"", b"1234567"])
@@ -242,14 +219,14 @@ async def test_a_huge_revision_written_by_hand_can_be_changed(kind, path, revisi
 @pytest.mark.parametrize("hold", [ID, "x", "", "../../etc/passwd", "/", "a\0b", "ü ✓", "x" * 5000], ids=lambda i: i[:8])
 def test_a_hold_is_alive_until_it_is_released(gate, path, hold):
     """Whatever its id looks like, it is alive from its lock to its release, and leaves no file but the gate."""
-    before, files = descriptors(), names(path.parent)
+    files = names(path.parent)
     seen = [gate.alive([hold])]
     lock = gate.hold(hold)
     seen.append(gate.alive([hold, "other"]))
     lock.release()
     seen.append(gate.alive([hold]))
     assert seen == [frozenset(), {hold}, frozenset()]
-    assert (files, descriptors()) == ([], before)
+    assert (files, open_below(path.parent)) == ([], [])
     assert set(names(path.parent)) <= {"state.gate"}
 
 
@@ -276,14 +253,13 @@ def test_a_fork_inside_a_hold_does_not_prolong_it(kind, gate, path):
     assert (inside, released, after) == ({ID}, "released\n", frozenset())
 
 
-def test_a_lock_that_the_system_refuses_leaves_no_descriptor(gate, monkeypatch):
+def test_a_lock_that_the_system_refuses_leaves_no_descriptor(gate, path, monkeypatch):
     """Some network file systems have no locks: the error comes out, and nothing stays open."""
     monkeypatch.setattr(fcntl, "fcntl", fail(errno.ENOLCK))
     monkeypatch.setattr(fcntl, "flock", fail(errno.ENOLCK))
-    before = descriptors()
     with pytest.raises(OSError, match="No locks available"):
         gate.hold(ID)
-    assert descriptors() == before
+    assert open_below(path.parent) == []
 
 
 def test_what_a_dead_hold_left_is_tidied_away_and_what_is_alive_is_not(kind, gate, path):
@@ -318,11 +294,10 @@ def test_a_hold_file_tidied_away_before_it_was_locked_is_made_again(path, monkey
         return real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    before = descriptors()
     lock = gate.hold(ID)
     assert (gate.alive([ID]), removed) == ({ID}, [None])
     lock.release()
-    assert (descriptors(), names(path.parent)) == (before, [])
+    assert (open_below(path.parent), names(path.parent)) == ([], [])
 
 
 # The whole backend on each of them
@@ -355,6 +330,29 @@ async def test_a_hold_whose_body_raised(kind, path, on_failure):
     assert phases == [["orphan"] * (on_failure == "keep")] * 2
     await other.disable()
     assert not await one.status()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mended", ["the document", "0\n", None])
+async def test_a_hold_that_fails_while_the_file_is_broken(kind, path, caplog, mended):
+    """The log says what could not be stored; mended it is an orphan, and who writes the file anew decides anew."""
+    one, other = (Maintenance(backend=LocalFileBackend(path)) for _ in range(2))
+    context = one.on(on_failure="keep")
+    hold = await context.__aenter__()
+    await other.status()
+    before = path.read_text()
+    path.write_text("{")
+    await context.__aexit__(KeyError, KeyError(), None)
+    broken = [await maintenance.status() for maintenance in (one, other)]
+    if mended is None:
+        path.unlink()
+    else:
+        path.write_text(before if mended == "the document" else mended)
+    after = [await Maintenance(backend=LocalFileBackend(path)).status(), await one.status(), await other.status()]
+    phases = [[held.phase for held in status.holds] for status in after]
+    assert [(status.active, status.stale is None) for status in broken] == [(True, False)] * 2
+    assert phases == [["orphan"] * (mended == "the document")] * 3
+    assert f"It was not overwritten: mend it, or delete it to start anew. Hold {hold.id} stays closed" in caplog.text
 
 
 @pytest.mark.anyio
@@ -406,7 +404,8 @@ async def test_a_gate_that_cannot_be_read_is_a_failure_where_holds_are_listed(ki
     monkeypatch.setattr("fastapi_maintenance.backends.file.ALIVE_FOR", 0.0)
     async with maintenance.on():
         before = await reader.status()
-        monkeypatch.setattr(locks, "_reading", fail(errno.EACCES))
+        for module in (locks, flock):
+            monkeypatch.setattr(module, "reading", fail(errno.EACCES))
         failing = await reader.status()
         with pytest.raises(BackendError, match="its gate cannot be read: Permission denied"):
             await maintenance.enable()
@@ -419,7 +418,7 @@ async def test_a_gate_that_cannot_be_read_is_a_failure_where_holds_are_listed(ki
 async def test_a_word_is_understood_even_when_the_gate_cannot_be_read(kind, path, monkeypatch):
     """What a shell wrote needs no locks."""
     path.write_text("1")
-    monkeypatch.setattr(locks, "_reading", fail(errno.EACCES))
+    monkeypatch.setattr(locks, "reading", fail(errno.EACCES))
     status = await Maintenance(backend=LocalFileBackend(path)).status()
     assert (status.active, status.stale) == (True, None)
 
@@ -474,9 +473,9 @@ USER = """
 import asyncio, os, sys
 import anyio
 from fastapi_maintenance import Maintenance
-from fastapi_maintenance.backends import LocalFileBackend, file, locks
+from fastapi_maintenance.backends import LocalFileBackend, file, flock
 
-file.gate_beside = getattr(locks, sys.argv[1])
+file.gate_beside = getattr(flock, sys.argv[1])
 backend = LocalFileBackend(sys.argv[2])
 
 async def main():

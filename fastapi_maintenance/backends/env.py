@@ -5,6 +5,7 @@ import os
 
 from fastapi_maintenance.backends.base import BaseStateBackend
 from fastapi_maintenance.errors import BackendError
+from fastapi_maintenance.inflight import InFlight
 from fastapi_maintenance.state import OPEN, MaintenanceState, Mode, Switch, mode_of_word, utcnow
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -18,6 +19,9 @@ class EnvVarBackend(BaseStateBackend):
     Args:
         var_name: The variable; `FASTAPI_MAINTENANCE_MODE` when left out.
 
+    Attributes:
+        in_flight: The requests that are running in this process behind gates of this object.
+
     Raises:
         ValueError: The variable holds something that is not a mode.
     """
@@ -29,6 +33,7 @@ class EnvVarBackend(BaseStateBackend):
 
     def __init__(self, var_name: str | None = None) -> None:
         self.var_name = var_name or DEFAULT_VARIABLE
+        self.in_flight = InFlight()
         self._raw: str | None = None
         self._state = OPEN
         try:

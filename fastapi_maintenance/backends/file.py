@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import getpass
 import os
 import re
 import secrets
@@ -14,14 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-import anyio.to_thread
-
+from fastapi_maintenance.backends import locks
 from fastapi_maintenance.backends.base import BaseStateBackend, Edit
-from fastapi_maintenance.backends.locks import Gate, Revision, gate_beside
+from fastapi_maintenance.backends.flock import gate_beside
+from fastapi_maintenance.backends.locks import Gate, Revision
 from fastapi_maintenance.backends.locks import Hold as HoldLock
+from fastapi_maintenance.backends.slots import MachineInFlight
 from fastapi_maintenance.errors import BackendError
+from fastapi_maintenance.forks import follow_forks
 from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, Switch, mode_of_word, utcnow
-from fastapi_maintenance.tasks import to_the_end
+from fastapi_maintenance.tasks import in_thread, to_the_end
 
 SIZE_LIMIT = 4 * 1024 * 1024
 """Bytes that a state file may have."""
@@ -40,6 +41,9 @@ _UNSEEN: _Identity = (-1, -1, -1, -1, -1)
 
 UNLISTED = "unlisted"
 """The id of a hold whose entry somebody has written over."""
+
+_WHAT_KEEPS = "Hold {} stays closed where the file lists it, until disable(); write 1 where it does not but should"
+"""What to tell of a hold that is to be kept after a failure."""
 
 ALIVE_FOR = 0.02
 """Seconds for which a hold that was seen alive is taken to be so."""
@@ -60,28 +64,43 @@ class LocalFileBackend(BaseStateBackend):
 
     The file holds a JSON document, or simply `1` or `0` as a shell writes it (`echo 1 > PATH`). A missing file means
     open, and reading creates nothing. A file that cannot be read or understood is a failure, never "off".
+    What is written by hand or deleted is shown with the revision of the last change, or its own where that is higher.
 
-    Beside it, `PATH.gate` is made at the first change or hold: it lets one process write at a time, so no change is
-    lost, and ends each hold with its process. Both belong on a local disk, in the service's own directory.
+    Beside it, `PATH.gate` is made by the first worker, change or hold: it lets one process write at a time, so no
+    change is lost, ends each hold with its process, and tells who is running. Both belong on a local disk, in the
+    service's own directory.
 
     Args:
         file_path: The file. Its directory must exist.
+
+    Attributes:
+        in_flight: The requests that are running on this machine behind gates of this file.
 
     Raises:
         BackendError: The directory is missing.
     """
 
     def __init__(self, file_path: str | os.PathLike[str]) -> None:
-        self.file_path: str = os.path.abspath(os.fspath(file_path))
+        self.file_path: str = os.path.abspath(os.fsdecode(file_path))
         self._look = _Look(None, settled=False, raw=None, state=OPEN)
         self._lock = threading.Lock()
         self._gate = gate_beside(self.file_path)
         self._held: dict[str, HoldLock] = {}
+        self.in_flight = MachineInFlight(self._gate, self._held, f"state file {self.file_path}")
         self._unlisted: Hold | None = None
         self._living: tuple[MaintenanceState, float, MaintenanceState] | None = None
         directory = Path(self.file_path).parent
         if not directory.is_dir():
             raise self._error(f"the directory {directory} does not exist; create it, or name another path")
+
+        follow_forks(self)
+
+    def after_fork(self) -> None:
+        """Leave the parent's holds to the parent: the copies of their descriptors would keep them alive."""
+        self._lock = threading.Lock()
+        for lock in self._held.values():
+            lock.abandon()
+        self._held.clear()
 
     def __repr__(self) -> str:
         return f"LocalFileBackend({self.file_path!r})"
@@ -105,7 +124,7 @@ class LocalFileBackend(BaseStateBackend):
         Raises:
             BackendError: The file cannot be read (then it is not overwritten) or not be written.
         """
-        return await to_the_end(lambda: anyio.to_thread.run_sync(self._change, edit))
+        return await to_the_end(lambda: in_thread(self._change, edit))
 
     @property
     def can_hold(self) -> bool:
@@ -118,15 +137,24 @@ class LocalFileBackend(BaseStateBackend):
         Raises:
             BackendError: It could not be stored; it has not begun.
         """
-        await to_the_end(lambda: anyio.to_thread.run_sync(self._take, hold))
+        await to_the_end(lambda: in_thread(self._take, hold))
 
     async def end_hold(self, hold: Hold, *, failed: bool) -> None:
         """End `hold`, or leave an orphan.
 
+        Without its lock, a hold that is to be kept is an orphan wherever the file lists it. So where nothing can be
+        written, it stays closed as long as its entry does: through a full disk, and through a broken file that is
+        mended. Whoever writes the file anew, without the entry, decides anew.
+
         Raises:
-            BackendError: It ended, but could not be told from one that failed, so that it stays as an orphan.
+            BackendError: A hold that is to be kept after a failure ended, but that could not be stored.
         """
-        await to_the_end(lambda: anyio.to_thread.run_sync(self._end, hold, failed))
+        await to_the_end(lambda: in_thread(self._end, hold, failed))
+
+    def hold_descriptors(self, hold_id: str) -> tuple[int, ...]:
+        """Give the descriptors that keep a hold of this process alive, with the slots that it has locked."""
+        lock = self._held.get(hold_id)
+        return () if lock is None else lock.descriptors
 
     async def get_value(self) -> bool:
         """Tell whether maintenance is on now."""
@@ -154,19 +182,30 @@ class LocalFileBackend(BaseStateBackend):
             raw, info = self._contents()
         except FileNotFoundError:
             known_missing = last.identity is None and last.raw is None and last.error is None
-            state = last.state if known_missing else MaintenanceState(revision=last.state.revision + 1)
+            state = last.state if known_missing else OPEN
+            state = _at_least(state, self._lowest(changed=not known_missing))
             return _Look(None, settled=True, raw=None, state=self._with_unlisted(state))
         except OSError as error:
             return last._replace(settled=False, raw=None, error=f"cannot be read: {_say(error, self.file_path)}")
         identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         settled = now - info.st_ctime_ns > SETTLED_AFTER
-        if raw == last.raw and last.error is None:
+        if raw == last.raw and last.error is None and last.state.revision >= self._lowest(changed=False):
             return last._replace(identity=identity, settled=settled, state=self._with_unlisted(last.state))
         try:
-            state = self._parse(raw, info, last.state.revision + 1)
+            state = _at_least(self._parse(raw, info), self._lowest(changed=True))
         except (ValueError, TypeError) as error:
             return _Look(identity, settled, raw.strip() or b"", last.state, str(error))
         return _Look(identity, settled, raw, self._with_unlisted(state))
+
+    def _lowest(self, *, changed: bool) -> int:
+        """Give the lowest revision for what was just read, so that none somebody saw is followed by a lower one.
+
+        A word tells no revision, and what a person writes may tell an old one. The gate knows that of the last change.
+        """
+        seen = self._look.state.revision
+        if self._gate is None:  # pragma: no cover - Windows
+            return seen + changed
+        return max(seen, self._gate.revision())
 
     def _contents(self) -> tuple[bytes, os.stat_result]:
         with open(self.file_path, "rb", opener=lambda path, _: os.open(path, _READ_FLAGS)) as file:
@@ -178,17 +217,15 @@ class LocalFileBackend(BaseStateBackend):
             raise OSError(None, f"it has more than {SIZE_LIMIT} bytes")
         return raw, info
 
-    def _parse(self, raw: bytes, info: os.stat_result, revision: int) -> MaintenanceState:
+    def _parse(self, raw: bytes, info: os.stat_result) -> MaintenanceState:
         text = raw.decode("utf-8").strip() if b"\0" not in raw else None
         if not text:
             raise ValueError("it is empty or binary; write 1, 0, read_only or a document")
         if text.startswith("{"):
             return MaintenanceState.from_json(text)
         mode = mode_of_word(text)
-        if self._gate is not None:
-            revision = max(revision, self._gate.revision())
         since = datetime.fromtimestamp(info.st_mtime, UTC)
-        return MaintenanceState(revision=revision, switch=None if mode is None else Switch(since=since, mode=mode))
+        return MaintenanceState(switch=None if mode is None else Switch(since=since, mode=mode))
 
     # Holds
 
@@ -203,6 +240,7 @@ class LocalFileBackend(BaseStateBackend):
             # Who may not see the gate has said so where it mattered: when a hold was listed.
             return state
         if not found:
+            self._unlisted = None
             return state
         seen = self._unlisted = self._unlisted or Hold(id=UNLISTED, since=utcnow())
         return state.with_unlisted(seen)
@@ -249,6 +287,8 @@ class LocalFileBackend(BaseStateBackend):
             return
         try:
             self._change(lambda state: state.with_orphan(hold) if failed else state.without_hold(hold.id))
+        except BackendError as error:
+            raise self._error(f"{error.reason}. {_WHAT_KEEPS.format(hold.id)}") from None
         finally:
             lock.release()
             self._living = None
@@ -263,7 +303,11 @@ class LocalFileBackend(BaseStateBackend):
     @contextlib.contextmanager
     def _writing(self) -> Generator[Revision | None]:
         """Be the only writer, of all processes where the system can."""
-        with self._lock, contextlib.ExitStack() as stack:
+        if not self._lock.acquire(timeout=locks.WRITE_TIMEOUT):
+            # Else each would wait for all before it, and take the threads of the application.
+            raise self._error(f"cannot be written: this process has been trying to for {locks.WRITE_TIMEOUT:g} s")
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._lock.release)
             try:
                 revision = None if self._gate is None else stack.enter_context(self._gate.writing())
             except TimeoutError as error:
@@ -274,22 +318,32 @@ class LocalFileBackend(BaseStateBackend):
 
     def _change(self, edit: Edit) -> MaintenanceState:
         with self._writing() as revision:
-            look = self._read()
-            if look.error is not None and look.raw != b"":
-                raise self._error(f"{look.error}. It was not overwritten: mend it, or delete it to start anew")
-            before = self._with_live_holds(look.state, fresh=True).without_unlisted(UNLISTED)
-            if revision is not None and revision.highest() > before.revision:
-                before = before.model_copy(update={"revision": revision.highest()})
-            state = edit(before)
-            if state is not before:
-                if state.revision <= before.revision:
-                    state = state.model_copy(update={"revision": before.revision + 1})
-                raw = (state.word or state.to_json()).encode() + b"\n"
-                self._write(raw, revision, state.revision)
-                self._look = _Look(None, settled=False, raw=raw, state=state)
+            deadline = time.monotonic() + locks.WRITE_TIMEOUT
+            while (state := self._try_to_change(edit, revision)) is None:
+                if time.monotonic() > deadline:
+                    raise self._error("cannot be written: somebody else writes it again and again, without its gate")
             return state
 
-    def _write(self, raw: bytes, revision: Revision | None, number: int) -> None:
+    def _try_to_change(self, edit: Edit, revision: Revision | None) -> MaintenanceState | None:
+        """Change the state; `None` where somebody has edited the file meanwhile."""
+        look = self._read()
+        if look.error is not None and look.raw != b"":
+            raise self._error(f"{look.error}. It was not overwritten: mend it, or delete it to start anew")
+        before = self._with_live_holds(look.state, fresh=True).without_unlisted(UNLISTED)
+        before = before if revision is None else _at_least(before, revision.highest())
+        state = edit(before)
+        if state is before:
+            return state
+        if state.revision <= before.revision:
+            state = state.model_copy(update={"revision": before.revision + 1})
+        raw = (state.word or state.to_json()).encode() + b"\n"
+        if not self._write(raw, revision, state.revision, look.identity):
+            return None
+        self._look = _Look(None, settled=False, raw=raw, state=state)
+        return state
+
+    def _write(self, raw: bytes, revision: Revision | None, number: int, replaced: _Identity) -> bool:
+        """Replace the file, unless it is not any more the one that was read."""
         if len(raw) > SIZE_LIMIT:
             raise self._error(f"the state would have {len(raw)} bytes, at most {SIZE_LIMIT} are allowed")
         directory, name = os.path.split(self.file_path)
@@ -300,6 +354,8 @@ class LocalFileBackend(BaseStateBackend):
                 self._gate.tidy()
                 _remove_left_over(directory, name)
             self._fill(temporary, raw)
+            if self._identify() != replaced:
+                return False
             os.replace(temporary, self.file_path)
         except OSError as error:
             raise self._error(f"cannot be written: {_say(error, directory)}") from None
@@ -311,6 +367,7 @@ class LocalFileBackend(BaseStateBackend):
         if revision is not None:
             with contextlib.suppress(OSError):
                 revision.end(number)
+        return True
 
     def _fill(self, temporary: str, raw: bytes) -> None:
         descriptor = os.open(temporary, _CREATE_FLAGS, 0o666)
@@ -345,6 +402,11 @@ class LocalFileBackend(BaseStateBackend):
 
     def _error(self, reason: str) -> BackendError:
         return BackendError(f"state file {self.file_path}", reason)
+
+
+def _at_least(state: MaintenanceState, revision: int) -> MaintenanceState:
+    """Give the state with this revision, unless it has a higher one; no change of its own."""
+    return state if state.revision >= revision else state.model_copy(update={"revision": revision})
 
 
 def _remove_left_over(directory: str, name: str) -> None:
@@ -386,6 +448,8 @@ def _say(error: OSError, place: str) -> str:
 def _user() -> str:
     """Name the user that the system sees; the environment may still name another one."""
     if not hasattr(os, "geteuid"):  # pragma: no cover - Windows
+        import getpass  # noqa: PLC0415 - slow to import, and only here
+
         return getpass.getuser()
     import pwd  # noqa: PLC0415 - not on Windows
 

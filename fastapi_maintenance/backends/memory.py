@@ -3,13 +3,19 @@
 import threading
 
 from fastapi_maintenance.backends.base import BaseStateBackend, Edit
+from fastapi_maintenance.inflight import InFlight
 from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, utcnow
 
 
 class MemoryBackend(BaseStateBackend):
-    """Keep the state in this object. Other processes, other workers of the same server too, do not see it."""
+    """Keep the state in this object. Other processes, other workers of the same server too, do not see it.
+
+    Attributes:
+        in_flight: The requests that are running in this process behind gates of this object.
+    """
 
     def __init__(self) -> None:
+        self.in_flight = InFlight()
         self._state = OPEN
         self._lock = threading.Lock()
 

@@ -1,0 +1,248 @@
+"""Who is running: the requests that were let in and have not ended yet."""
+
+import logging
+import os
+import socket
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+from starlette.types import Scope
+
+from fastapi_maintenance.errors import DrainTimeout, MaintenanceError
+from fastapi_maintenance.forks import follow_forks
+
+logger = logging.getLogger("fastapi_maintenance")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that serves requests behind gates of one backend.
+
+    Attributes:
+        id: Names it among all workers of the backend.
+        pid: Its process id, `None` where it is not known.
+        busy: Whether an admitted request is running there.
+        host: Its machine, `None` where there is only one.
+        in_flight: How many admitted requests run there, `None` where only "any" is known.
+        version: The version of this package there, `None` where it is not known.
+        last_beat: When it was last heard (UTC), `None` where it need not say anything.
+    """
+
+    id: str
+    pid: int | None
+    busy: bool
+    host: str | None = None
+    in_flight: int | None = None
+    version: str | None = None
+    last_beat: datetime | None = None
+
+
+class InFlight:
+    """Counts the requests in flight in this process, and tells when there are none.
+
+    It is also the base class of those that reach further: a machine, a fleet. `enter` and `leave` are on the path of
+    each request: they never wait, and may be called in any thread.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[object] = set()
+        self._lifespans = 0
+        self._joined = False
+        follow_forks(self)
+
+    def after_fork(self) -> None:
+        """Begin anew: the requests of the parent run in the parent."""
+        self._running = set()
+        self._lifespans = 0
+        self._joined = False
+
+    # Requests
+
+    def enter(self, request: object) -> bool:
+        """Count a request in, before the state is looked at.
+
+        Returns:
+            `False` when a drained hold keeps everybody out.
+        """
+        self._joined = True
+        self._running.add(request)
+        return True
+
+    def leave(self, request: object) -> None:
+        """Count a request out."""
+        self._running.discard(request)
+
+    def operations(self) -> tuple[str, ...]:
+        """Name what is running in this process, each once."""
+        return tuple(sorted({str(request) for request in tuple(self._running)}))
+
+    # Workers
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request may be counted in without `wait_ready`."""
+        return True
+
+    async def wait_ready(self, seconds: float) -> None:
+        """Wait until the others know of this worker, at most `seconds`."""
+
+    def assumes(self, when_unknown: str) -> None:
+        """Learn what a gate is while nothing is known of the state: `open` or `closed`."""
+
+    def attach(self) -> None:
+        """Join the workers as a lifespan begins; several may run, and each has its `detach`. May wait."""
+        self._lifespans += 1
+        self.join()
+
+    def detach(self) -> None:
+        """Leave the workers as the last lifespan ends. May wait."""
+        self._lifespans -= 1
+        if self._lifespans == 0:
+            self.part()
+
+    def join(self) -> None:
+        """Be a worker from now on, if it is none: a lifespan begins, or a request came to a gate."""
+        self._joined = True
+
+    def part(self) -> None:
+        """Be no worker any more, until the next request."""
+        self._joined = False
+
+    async def workers(self) -> tuple[Worker, ...]:
+        """Give the workers that are attached.
+
+        Raises:
+            BackendError: It cannot be told now.
+        """
+        if not self._joined:
+            return ()
+        count = len(self._running)
+        return (Worker(str(os.getpid()), os.getpid(), count > 0, socket.gethostname(), count),)
+
+    # Draining
+
+    @property
+    def reach(self) -> object:
+        """What a drain waits for: the same thing for two of this process that wait for each other's requests."""
+        return self
+
+    async def check(self) -> None:
+        """Make sure that a drain can keep its promise here.
+
+        Raises:
+            DrainUnsupported: It cannot.
+        """
+
+    async def drained(self, hold_id: str) -> bool:  # noqa: ARG002 - those that reach further need it
+        """Tell whether nothing is running and, until the hold `hold_id` ends, nothing can start.
+
+        Raises:
+            MaintenanceError: It will not come to that.
+        """
+        return not self._running
+
+    async def shortfall(self, seconds: float) -> MaintenanceError:
+        """Give the error that says who was still running after `seconds`."""
+        workers = await self.workers()
+        busy = [worker for worker in workers if worker.busy]
+        pids = [worker.pid for worker in busy if worker.pid is not None]
+        return DrainTimeout(seconds, len(busy), len(workers), pids, self.operations())
+
+
+def path_of(scope: Scope) -> str | None:
+    """Give the path, with placeholders, of the route that was chosen; `None` where there is none."""
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    path = getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None)
+    return path or None
+
+
+class Passage:
+    """One request (or lifespan) on its way through a gate.
+
+    Attributes:
+        owner: The object that the gate belongs to.
+        counted: Where the request is counted, `None` while it is not.
+        token: Knows the gate before this one, `None` where this one is not current.
+    """
+
+    __slots__ = ("_noted", "_request", "_scope", "counted", "owner", "token")
+
+    def __init__(self, owner: Any, scope: Scope | None) -> None:
+        self.owner = owner
+        self.counted: InFlight | None = None
+        self.token: Token[Passage | None] | None = None
+        self._noted: dict[Any, Any] | None = None
+        self._scope = scope
+
+    def __str__(self) -> str:
+        scope = self._scope or {}
+        return f"{scope.get('method', 'websocket')} {path_of(scope) or scope.get('path')}"
+
+    def __exit__(self, *_: object) -> None:
+        """Leave; for an exit stack, to which a context costs less than a callback."""
+        self.leave()
+
+    def __enter__(self) -> Self:  # pragma: no cover - an exit stack only leaves
+        return self
+
+    def count_in(self, in_flight: InFlight) -> bool:
+        """Count the request, once; `False` when a drained hold keeps it out."""
+        if not in_flight.enter(self):
+            return False
+        self.counted = in_flight
+        return True
+
+    def count_out(self) -> None:
+        """Count the request no more."""
+        if self.counted is not None:  # pragma: no branch - who calls this has counted
+            self.counted.leave(self)
+            self.counted = None
+
+    def note(self, decided: dict[Any, Any], request: Any) -> None:
+        """Remember where it is noted that the request was let through: it holds no longer than the passage."""
+        self._noted, self._request = decided, request
+
+    def leave(self) -> None:
+        """End: it is counted no more, and the gate before it is the current one again.
+
+        What outlives the request keeps nothing of it but the owner.
+        """
+        counted, noted, token = self.counted, self._noted, self.token
+        self.counted = self._noted = self.token = self._scope = None
+        if counted is not None:
+            counted.leave(self)
+        if noted is not None:
+            noted.pop(self._request, None)
+        if token is not None:  # pragma: no branch - it leaves once
+            # A server may end a request or a lifespan in another context than the one that began it.
+            try:
+                _current.reset(token)
+            except ValueError:
+                logger.debug("left in another context than it was entered in")
+
+    def is_counted_in(self, in_flight: InFlight) -> bool:
+        """Tell whether a drain there would wait for this request, or for one around it."""
+        passage: Passage | None = self
+        while passage is not None:
+            if passage.counted is not None and passage.counted.reach == in_flight.reach:
+                return True
+            outer = None if passage.token is None else passage.token.old_value
+            passage = outer if isinstance(outer, Passage) else None
+        return False
+
+
+_current: ContextVar[Passage | None] = ContextVar("fastapi_maintenance", default=None)
+
+
+def current_passage() -> Passage | None:
+    """Give the gate that the current request or lifespan came through last, `None` outside of one."""
+    return _current.get()
+
+
+def enter(owner: Any, scope: Scope | None = None) -> Passage:
+    """Make a gate the current one, until its passage leaves."""
+    passage = Passage(owner, scope)
+    passage.token = _current.set(passage)
+    return passage

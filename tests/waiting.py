@@ -1,0 +1,13 @@
+"""How async tests wait: for a condition, with a bound."""
+
+import anyio
+
+PATIENCE = 20
+"""Seconds after which a condition that does not come true is a failure."""
+
+
+async def until(condition):
+    """Wait until a condition is true."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.sleep(0.001)

@@ -59,17 +59,22 @@ class DrainTimeout(MaintenanceError):
         busy: Workers with a request in flight.
         workers: Workers attached.
         pids: The process ids of the busy ones, as far as they are known.
+        operations: What is running in the asking process, by name.
     """
 
-    def __init__(self, seconds: float, busy: int, workers: int, pids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, seconds: float, busy: int, workers: int, pids: Sequence[int] = (), operations: Sequence[str] = ()
+    ) -> None:
         named = f" (pid {', '.join(map(str, pids))})" if pids else ""
+        here = f"; in this process: {', '.join(operations)}" if operations else ""
         super().__init__(
-            f"{busy} of {workers} workers busy{named} after {seconds:g} s; wait longer with a higher drain="
+            f"{busy} of {workers} workers busy{named} after {seconds:g} s{here}; wait longer with a higher drain="
         )
         self.seconds = seconds
         self.busy = busy
         self.workers = workers
         self.pids = tuple(pids)
+        self.operations = tuple(operations)
 
 
 class DrainIncomplete(MaintenanceError):

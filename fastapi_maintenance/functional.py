@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi_maintenance.audit import record, whoami
-from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend
+from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend, redis_backend
 from fastapi_maintenance.errors import BackendReadOnlyError
 from fastapi_maintenance.holds import HoldContext, hold_template
 from fastapi_maintenance.maintenance import current_maintenance, get_maintenance, set_default_backend
@@ -18,10 +18,11 @@ from fastapi_maintenance.state import utcnow
 
 logger = logging.getLogger("fastapi_maintenance")
 
-_KINDS: dict[str, Callable[..., object]] = {
-    "env": EnvVarBackend,
-    "file": LocalFileBackend,
-    "memory": MemoryBackend,
+_KINDS: dict[str, Callable[[], Callable[..., object]]] = {
+    "env": lambda: EnvVarBackend,
+    "file": lambda: LocalFileBackend,
+    "memory": lambda: MemoryBackend,
+    "redis": redis_backend,
 }
 
 
@@ -29,8 +30,8 @@ def configure_backend(backend_type: str, **options: Any) -> None:
     """Set the backend of the default object.
 
     Args:
-        backend_type: `env`, `file` or `memory`.
-        **options: What the backend takes: `var_name` for `env`, `file_path` for `file`.
+        backend_type: `env`, `file`, `memory` or `redis`.
+        **options: What the backend takes: `var_name` for `env`, `file_path` for `file`, `url` and more for `redis`.
 
     Raises:
         ValueError: The backend is unknown.
@@ -39,7 +40,7 @@ def configure_backend(backend_type: str, **options: Any) -> None:
     """
     if backend_type not in _KINDS:
         raise ValueError(f"unknown backend {backend_type!r}: use one of {', '.join(map(repr, _KINDS))}")
-    make = _KINDS[backend_type]
+    make = _KINDS[backend_type]()
     try:
         inspect.signature(make).bind(**options)
     except TypeError as error:

@@ -3,16 +3,18 @@
 import logging
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from datetime import datetime
+from math import inf
+from typing import Protocol
 
 from starlette.types import Scope
 
 from fastapi_maintenance.decision import Verdict, decide
-from fastapi_maintenance.errors import MaintenanceActive
+from fastapi_maintenance.errors import BackendError, MaintenanceActive
 from fastapi_maintenance.exemptions import ExemptHandler, Exemptions
+from fastapi_maintenance.inflight import InFlight, Passage, current_passage, enter
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
 from fastapi_maintenance.refusal import Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
@@ -45,48 +47,48 @@ class Owner(Protocol):
         ...
 
 
-_current: ContextVar[Owner | None] = ContextVar("fastapi_maintenance", default=None)
-
-
 def current_owner() -> Owner | None:
     """Give the object whose gate the current request or lifespan came through last, `None` outside of one."""
-    return _current.get()
-
-
-def enter(owner: Owner) -> Token[Owner | None]:
-    """Make `owner` the current object until `leave`; `passing` at a third of its price, for each request."""
-    return _current.set(owner)
-
-
-def leave(token: Token[Owner | None]) -> None:
-    """Make what was the current object before `enter` the current one again."""
-    # A server may end a request or a lifespan in another context than the one that began it.
-    try:
-        _current.reset(token)
-    except ValueError:
-        logger.debug("left in another context than it was entered in")
+    passage = current_passage()
+    return None if passage is None else passage.owner
 
 
 @contextmanager
 def passing(owner: Owner) -> Generator[None]:
     """Make `owner` the current object for the time of the block."""
-    token = enter(owner)
+    passage = enter(owner)
     try:
         yield
     finally:
-        leave(token)
+        passage.leave()
 
 
 _ADMITTED = Verdict.ADMITTED
 
 
-class _Reading(NamedTuple):
-    """The mode that `state` means from `begin` until `end` (seconds since the epoch)."""
+class _Reading:
+    """The mode that `state` means from `begin` until `end` (seconds since the epoch), or whatever the time is."""
 
-    state: MaintenanceState
-    begin: float
-    end: float
-    mode: Mode | None
+    __slots__ = ("always", "begin", "end", "mode", "state", "status", "told")
+
+    def __init__(self, state: MaintenanceState, seen: MaintenanceState, now: datetime) -> None:
+        causes, change = seen.active_causes(now), seen.next_change(now)
+        self.state = state
+        self.mode: Mode | None = causes[0].mode if causes else None
+        self.always = not seen.windows and (seen.switch is None or seen.switch.until is None)
+        self.status: MaintenanceStatus | None = None
+        self.told = (inf, -inf)
+        self.begin = now.timestamp()
+        self.end = inf if change is None else change.timestamp()
+
+    def tell(self, status: MaintenanceStatus, now: float) -> None:
+        """Keep what was computed at `now`, for as long as it is true."""
+        self.status = status
+        end = self.end
+        if status.until is not None and status.retry_after is not None:
+            # Until the seconds left are one less.
+            end = min(end, status.until.timestamp() - status.retry_after + 1)
+        self.told = (-inf, inf) if self.always else (now, end)
 
 
 class Gate:
@@ -115,14 +117,9 @@ class Gate:
         self._unknown = assumed(owner.settings.on_backend_error, self._since)
         self._refresh_interval = owner.settings.refresh_interval
         self._read_timeout = owner.settings.read_timeout
-        self._reading: _Reading | None = None
+        self._reading = _Reading(self._unknown, self._as_seen(self._unknown), self._since)
 
     # The state
-
-    def mode_if_known(self) -> tuple[bool, Mode | None]:
-        """Give whether anything is known, and the mode while active; never waits. Must be called in an event loop."""
-        state = self._look()
-        return (False, None) if state is None else (True, self._mode(state))
 
     def last_known_mode(self) -> Mode | None:
         """Give the mode that was known last, without asking; in any thread."""
@@ -135,17 +132,36 @@ class Gate:
 
     async def status(self) -> MaintenanceStatus:
         """Give the status now. Only the first look of a process may wait for a distant store."""
-        settings, snapshot = self.owner.settings, self.owner.snapshot
-        state = self._as_seen(await self._state())
-        status = state.at(utcnow(), message=settings.message, retry_after=settings.retry_after)
+        snapshot = self.owner.snapshot
+        status = self._status(await self._state())
+        if status.phase == "closing":
+            status = await self._with_workers(status)
         return status if snapshot.stale is None else replace(status, stale=snapshot.stale)
 
+    def _status(self, state: MaintenanceState) -> MaintenanceStatus:
+        """Give what `state` means now; computed again when a clock may have changed it, be it only `retry_after`."""
+        reading, settings = self._reading, self.owner.settings
+        if reading.state is state and reading.status is not None and reading.told[0] <= time.time() < reading.told[1]:
+            return reading.status
+        now = utcnow()
+        status = self._as_seen(state).at(now, message=settings.message, retry_after=settings.retry_after)
+        if reading.state is state:
+            reading.tell(status, now.timestamp())
+        return status
+
+    async def _with_workers(self, status: MaintenanceStatus) -> MaintenanceStatus:
+        with suppress(BackendError):
+            workers = await self._in_flight.workers()
+            status = replace(status, busy=sum(worker.busy for worker in workers), workers=len(workers))
+        return status
+
     def _look(self) -> MaintenanceState | None:
+        """Give what is known now, `None` before the first contact with a distant store; never waits."""
+        return self.owner.snapshot.look(self._refresh_interval, self._read_timeout) or self._assumed()
+
+    def _assumed(self) -> MaintenanceState | None:
         snapshot = self.owner.snapshot
-        state = snapshot.look(self._refresh_interval, self._read_timeout)
-        if state is None and (snapshot.contacted or snapshot.near):
-            return snapshot.assume(self._unknown)
-        return state
+        return snapshot.assume(self._unknown) if snapshot.contacted or snapshot.near else None
 
     async def _state(self) -> MaintenanceState:
         state = self._look()
@@ -164,45 +180,73 @@ class Gate:
     def _mode(self, state: MaintenanceState) -> Mode | None:
         """Give what `state` means now; computed again only when it, or the clock, has come to something new."""
         reading = self._reading
-        if reading is None or reading.state is not state or not reading.begin <= time.time() < reading.end:
-            reading = self._reading = self._read(state)
+        if reading.state is not state or not (reading.always or reading.begin <= time.time() < reading.end):
+            reading = self._reading = _Reading(state, self._as_seen(state), utcnow())
         return reading.mode
-
-    def _read(self, state: MaintenanceState) -> _Reading:
-        now = utcnow()
-        seen = self._as_seen(state)
-        change = seen.next_change(now)
-        causes = seen.active_causes(now)
-        return _Reading(
-            state,
-            now.timestamp(),
-            float("inf") if change is None else change.timestamp(),
-            causes[0].mode if causes else None,
-        )
 
     # Requests
 
-    def admit(self, scope: Scope) -> None:
-        """Note that a request was let through while it is open, so that no other gate of the object asks again."""
-        if self._enabled is False:
+    def admit_if_open(self, passage: Passage, scope: Scope, endpoint: object = None) -> bool:
+        """Let a request that no mark is for through and count it, if it is open; never waits.
+
+        The count comes before the look at the state: who drains closes first and looks at the count then, so that one
+        of the two sees the other.
+
+        Args:
+            passage: The request at this gate.
+            scope: The ASGI scope.
+            endpoint: What the request is for, where the caller has not looked for its mark.
+        """
+        if endpoint is not None and marks_set() and mark_of(endpoint) is not None:
+            return False
+        if self._request(scope) in scope.get(DECIDED, ()):
+            return True
+        # Who was closed to look at it last need not be counted to see that it still is.
+        if (self._reading.mode is not None and not self._is_open()) or not passage.count_in(self._in_flight):
+            return False
+        if not self._is_open():
+            passage.count_out()
+            return False
+        self._note(passage, scope, _ADMITTED)
+        return True
+
+    @property
+    def _in_flight(self) -> InFlight:
+        return self.owner.snapshot.in_flight
+
+    def _is_open(self) -> bool:
+        state = self._look()
+        return state is not None and self._mode(state) is None
+
+    def _note(self, passage: Passage | None, scope: Scope, verdict: Verdict) -> None:
+        """Note that a request was let through, so that no other gate of the object asks again on its way."""
+        if verdict is _ADMITTED and self._enabled is False:
             # What stands in here for switch and windows says nothing to another gate.
             return
-        decided = scope.get(DECIDED)
-        if decided is None:
-            scope[DECIDED] = {self._request(scope): _ADMITTED}
-        else:
-            decided.setdefault(self._request(scope), _ADMITTED)
+        decided, request = scope.setdefault(DECIDED, {}), self._request(scope)
+        decided[request] = verdict
+        if passage is not None:
+            # A middleware outside may run the application again with this scope.
+            passage.note(decided, request)
 
     def _request(self, scope: Scope) -> tuple[Owner, str | None, str]:
         """Name a request: a middleware that rewrites the method or the path makes another one of it."""
         return (self.owner, scope.get("method"), scope["path"])
 
     async def check(
-        self, scope: Scope, endpoint: object, *, docs: bool = False, exempt: bool = False, applied: bool | None = None
+        self,
+        passage: Passage | None,
+        scope: Scope,
+        endpoint: object,
+        *,
+        docs: bool = False,
+        exempt: bool = False,
+        applied: bool | None = None,
     ) -> MaintenanceActive | None:
-        """Decide on a request, unless another gate of the object has.
+        """Decide on a request, unless another gate of the object has; one that is let through is counted.
 
         Args:
+            passage: The request at this gate, `None` where nobody can tell of its end, so that it cannot be counted.
             scope: The ASGI scope.
             endpoint: What the request is for, where its mark is.
             docs: Whether that is a documentation endpoint.
@@ -212,16 +256,15 @@ class Gate:
         Returns:
             The refusal, `None` to let it through.
         """
-        decided, request = scope.setdefault(DECIDED, {}), self._request(scope)
         mark = mark_of(endpoint) if marks_set() else None
-        if request in decided and mark is not Mark.FORCED_ON:
+        if self._request(scope) in scope.get(DECIDED, ()) and mark is not Mark.FORCED_ON:
             return None
-        verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt)
-        if verdict is _ADMITTED:
-            self.admit(scope)
-            return None
-        decided[request] = verdict
+        self._in_flight.join()
+        if not self._in_flight.ready:
+            await self._in_flight.wait_ready(self._read_timeout)
+        verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt, passage=passage)
         if verdict is not Verdict.REFUSED:
+            self._note(passage, scope, verdict)
             return None
         status = await self.status()
         if mark is Mark.FORCED_ON and status.active:
@@ -229,13 +272,27 @@ class Gate:
             status = replace(status, mode="full")
         return await self._refusals.make(scope, status, applied=applied)
 
-    async def _verdict(self, scope: Scope, mark: Mark | None, *, docs: bool, exempt: bool = False) -> Verdict:
+    async def _verdict(
+        self, scope: Scope, mark: Mark | None, *, docs: bool, exempt: bool = False, passage: Passage | None = None
+    ) -> Verdict:
         state = self._look() or await self._state()
-        verdict = decide(mark, self._mode(state), scope.get("method"))
+        method = scope.get("method")
+        verdict = decide(mark, self._mode(state), method)
+        if verdict is _ADMITTED and passage is not None and not self._counted(passage, method):
+            verdict = Verdict.REFUSED_UNLESS_EXEMPT
         if verdict is Verdict.REFUSED_UNLESS_EXEMPT:
             covered = exempt or await self._exemptions.cover(scope, docs)
             verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
         return verdict
+
+    def _counted(self, passage: Passage, method: str | None) -> bool:
+        """Count an unmarked request and look again: it may have been closed between the look and the count."""
+        if not passage.count_in(self._in_flight):
+            return False
+        if decide(None, self._mode(self._look() or self._unknown), method) is _ADMITTED:
+            return True
+        passage.count_out()
+        return False
 
     # Streams
 
@@ -245,8 +302,8 @@ class Gate:
 
     def is_closed_to(self, method: str | None) -> bool:
         """Tell, without waiting, whether it is closed for this method; exemptions are another question."""
-        _, mode = self.mode_if_known()
-        return decide(None, mode, method) is not _ADMITTED
+        state = self._look()
+        return state is not None and decide(None, self._mode(state), method) is not _ADMITTED
 
     async def would_refuse(self, scope: Scope, endpoint: object, *, docs: bool) -> bool:
         """Tell whether a request that was let through would be refused now; notes nothing."""

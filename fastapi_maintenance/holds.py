@@ -7,15 +7,24 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial, wraps
-from math import inf
 from types import TracebackType
-from typing import ParamSpec, Protocol, TypeVar, get_args
+from typing import NamedTuple, ParamSpec, Protocol, Self, TypeVar, get_args
 
 import anyio
 
 from fastapi_maintenance.audit import record, whoami
-from fastapi_maintenance.backends.base import Edit, HoldStore, StateReader, StateStore
-from fastapi_maintenance.errors import BackendError, DrainUnsupported
+from fastapi_maintenance.backends.base import (
+    DrainStore,
+    Edit,
+    HoldStore,
+    InheritableHolds,
+    LeasedHolds,
+    StateReader,
+    StateStore,
+)
+from fastapi_maintenance.errors import BackendError, DrainUnsupported, DrainWouldDeadlock, NoWorkers
+from fastapi_maintenance.forks import follow_forks
+from fastapi_maintenance.inflight import InFlight, current_passage
 from fastapi_maintenance.state import (
     Hold,
     MaintenanceState,
@@ -25,7 +34,7 @@ from fastapi_maintenance.state import (
     checked_mode,
     utcnow,
 )
-from fastapi_maintenance.tasks import to_the_end
+from fastapi_maintenance.tasks import in_this_loop, to_the_end
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -37,6 +46,41 @@ LEAVE_TIMEOUT = 10.0
 
 _TURN = 0.002
 """Seconds between two tries to get a turn, across event loops."""
+
+_DRAIN_TRY = 0.005
+"""Seconds between two looks whether anything is still running."""
+
+_LONGEST = 1e9
+"""Seconds that a drain may wait: thirty years."""
+
+
+class Drain(NamedTuple):
+    """What a hold is asked to wait for before its block runs.
+
+    Attributes:
+        seconds: How long to wait until nothing is running; 0 is one try.
+        min_workers: How many workers there must be.
+    """
+
+    seconds: float
+    min_workers: int
+
+    @classmethod
+    def asked(cls, seconds: float | None, min_workers: int, mode: str) -> Self | None:
+        """Check what a person asks for; `None` where no drain is asked for.
+
+        Raises:
+            ValueError: An argument breaks a rule.
+        """
+        if isinstance(min_workers, bool) or not isinstance(min_workers, int) or min_workers < 0:
+            raise ValueError(f"min_workers must be a whole number, 0 or more, not {min_workers!r}")
+        if seconds is None:
+            return None
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST:
+            raise ValueError(f"drain must be seconds, 0 or more, not {seconds!r}")
+        if mode != "full":
+            raise ValueError(f"drain= needs mode='full', for a {mode} hold lets reads run; leave one of them out")
+        return cls(seconds, min_workers)
 
 
 class Stored(Protocol):
@@ -91,11 +135,36 @@ class Holder:
         self._borrowed = False
         self._put_back: Switch | _Nothing | None = _NOTHING
         self._told = False
+        follow_forks(self)
+
+    def after_fork(self) -> None:
+        """Forget the holds of the parent: they close the parent, and it ends them."""
+        self.local = ()
+        self._turn, self._edit = threading.Lock(), threading.Lock()
+        self._borrowed, self._put_back = False, _NOTHING
 
     @property
     def name(self) -> str:
         """The backend's name for people."""
         return self._stored.name
+
+    def descriptors(self, hold_id: str) -> tuple[int, ...]:
+        """Give the file descriptors that keep a hold alive, none where it is kept in another way."""
+        backend = self._stored.backend
+        return backend.hold_descriptors(hold_id) if isinstance(backend, InheritableHolds) else ()
+
+    def watch(self, active: "ActiveHold") -> None:
+        """Tell a hold when it is lost, where it can be."""
+        backend = self._stored.backend
+        if isinstance(backend, LeasedHolds):
+            lose = in_this_loop(active.lose)
+
+            def lost() -> None:
+                # At once, for code that blocks the event loop.
+                active.lost = True
+                lose()
+
+            backend.watch_hold(active.id, lost)
 
     async def take(self, hold: Hold) -> None:
         """Begin `hold`; when this raises, it has not begun."""
@@ -121,7 +190,7 @@ class Holder:
             with suppress(BackendError):
                 await self._stored.read()
             return
-        if hold not in self.local:
+        if all(known.id != hold.id for known in self.local):
             return
         if failed and hold.on_failure == "keep":
             self._replace(hold, hold.model_copy(update={"phase": "orphan"}))
@@ -131,6 +200,61 @@ class Holder:
         async with self._in_turn():
             if not self.local:
                 await self._give_back()
+
+    # Draining
+
+    async def check_drain(self, drain: Drain) -> None:
+        """Make sure, before anything happens, that a drain can keep its promise.
+
+        Raises:
+            DrainWouldDeadlock: The request that asks is counted itself.
+            DrainUnsupported: The backend or the platform cannot promise it.
+            NoWorkers: There are too few workers.
+            BackendError: The backend cannot tell.
+        """
+        in_flight = self._in_flight()
+        passage = current_passage()
+        if passage is not None and passage.is_counted_in(in_flight):
+            raise DrainWouldDeadlock
+        await in_flight.check()
+        workers = await in_flight.workers()
+        if len(workers) < drain.min_workers:
+            raise NoWorkers(len(workers), drain.min_workers)
+
+    async def drain(self, hold: Hold, drain: Drain) -> None:
+        """Wait until nothing is running and, as long as `hold` lives, nothing can start.
+
+        Raises:
+            DrainTimeout: It did not come to that in time.
+            DrainIncomplete: A worker did not answer.
+            BackendError: The backend cannot tell.
+        """
+        in_flight = self._in_flight()
+        deadline = anyio.current_time() + drain.seconds
+        while not await in_flight.drained(hold.id):
+            left = deadline - anyio.current_time()
+            if left <= 0:
+                raise await in_flight.shortfall(drain.seconds)
+            await anyio.sleep(min(_DRAIN_TRY, left))
+        await self._say_drained(hold)
+
+    def _in_flight(self) -> InFlight:
+        backend = self._stored.backend
+        if not isinstance(backend, DrainStore):
+            raise DrainUnsupported(f"{self.name} does not count running requests; a state file or Redis does")
+        return backend.in_flight
+
+    async def _say_drained(self, hold: Hold) -> None:
+        """Tell that nothing is running any more; the hold keeps its promise even where that cannot be stored."""
+        if hold in self.local:
+            self._replace(hold, hold.model_copy(update={"phase": "closed"}))
+            return
+        try:
+            await self._stored.change(lambda state: state.with_drained(hold.id))
+        except BackendError as error:
+            logger.warning("Hold %s has drained, but its status says closing: %s", hold.id, error)
+
+    # The switch
 
     async def switch(self, edit: Edit, *, on: bool) -> None:
         """Turn the switch as an operator asks, and remember what the last hold has to put back."""
@@ -240,11 +364,14 @@ class ActiveHold:
     Attributes:
         id: Names it in `status.holds`.
         lost: Whether the backend can no longer vouch for it. Only a hold that must be renewed can be lost.
+        descriptors: File descriptors to hand to a child process that is to keep it closed as long as it lives
+            (`pass_fds` of `subprocess`); none where the backend keeps holds in another way.
     """
 
-    def __init__(self, hold_id: str) -> None:
+    def __init__(self, hold_id: str, descriptors: tuple[int, ...] = ()) -> None:
         self.id = hold_id
         self.lost = False
+        self.descriptors = descriptors
         self._lost = anyio.Event()
 
     def lose(self) -> None:
@@ -263,9 +390,10 @@ class HoldContext:
     Entered again once it was left, it makes another hold; entered twice at once it is a `RuntimeError`.
     """
 
-    def __init__(self, holder: Callable[[], tuple[Holder, str]], template: Hold) -> None:
+    def __init__(self, holder: Callable[[], tuple[Holder, str]], template: Hold, drain: Drain | None = None) -> None:
         self._holder = holder
         self._template = template
+        self._drain = drain
         self._entered: tuple[Holder, Hold, str] | None = None
 
     def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
@@ -282,28 +410,46 @@ class HoldContext:
 
         @wraps(function)
         async def held(*args: P.args, **kwargs: P.kwargs) -> R:
-            async with HoldContext(self._holder, self._template):
+            async with HoldContext(self._holder, self._template, self._drain):
                 return await function(*args, **kwargs)
 
         return held
 
     async def __aenter__(self) -> ActiveHold:
-        """Begin a hold. `BackendError` when it could not be stored; it has not begun then."""
+        """Begin a hold, and drain if that is asked for; when this raises, nothing is held."""
         if self._entered is not None:
             raise RuntimeError("this hold is already entered; call on() for each block, holds may overlap")
         holder, scope = self._holder()
         own = {"id": secrets.token_hex(8), "since": utcnow(), "by": self._template.by or whoami()}
+        if self._drain is not None:
+            own["phase"] = "closing"
         hold = self._template.model_copy(update=own)
         self._entered = (holder, hold, scope)
         try:
-            await holder.take(hold)
-            holder.record("begun", hold, scope)
-            return ActiveHold(hold.id)
+            await self._begin(holder, hold, scope)
+            active = ActiveHold(hold.id, holder.descriptors(hold.id))
+            holder.watch(active)
+            return active  # noqa: TRY300 - what raises above has held nothing
         except BaseException:
             # A cancellation may have come after the hold was stored.
             self._entered = None
             await _leave(holder, hold, failed=False, quiet=True)
             raise
+
+    async def _begin(self, holder: Holder, hold: Hold, scope: str) -> None:
+        if self._drain is None:
+            await holder.take(hold)
+            holder.record("begun", hold, scope)
+            return
+        await holder.check_drain(self._drain)
+        await holder.take(hold)
+        holder.record("begun, draining", hold, scope)
+        try:
+            await holder.drain(hold, self._drain)
+        except BaseException:
+            holder.record("not drained, ended", hold, scope)
+            raise
+        holder.record("drained", hold, scope)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -346,8 +492,6 @@ def hold_template(
     *,
     message: str | None = None,
     mode: str = "full",
-    drain: float | None = None,
-    min_workers: int = 1,
     on_failure: str = "lift",
     by: str | None = None,
 ) -> Hold:
@@ -356,16 +500,9 @@ def hold_template(
     Raises:
         ValueError: An argument breaks a rule.
         TypeError: `message` is no string.
-        DrainUnsupported: `drain` is given; no backend of this version can promise it.
     """
     if on_failure not in get_args(OnFailure):
         raise ValueError(f"unknown on_failure {on_failure!r}: use 'lift' or 'keep'")
-    if isinstance(min_workers, bool) or not isinstance(min_workers, int) or min_workers < 0:
-        raise ValueError(f"min_workers must be a whole number, 0 or more, not {min_workers!r}")
-    if drain is not None:
-        if isinstance(drain, bool) or not isinstance(drain, (int, float)) or not 0 <= drain < inf:
-            raise ValueError(f"drain must be seconds, 0 or more, not {drain!r}")
-        raise DrainUnsupported("this version does not count running requests")
     return Hold(
         id="new",
         since=utcnow(),

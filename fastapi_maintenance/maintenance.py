@@ -17,12 +17,13 @@ from starlette.types import Scope
 from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
-from fastapi_maintenance.gate import DECIDED, Gate, current_owner, enter, leave, passing
-from fastapi_maintenance.holds import HoldContext, hold_template
+from fastapi_maintenance.gate import DECIDED, Gate, current_owner, passing
+from fastapi_maintenance.holds import Drain, HoldContext, hold_template
+from fastapi_maintenance.inflight import InFlight, Passage, Worker, enter, path_of
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
 from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
-from fastapi_maintenance.routing import GatedRoute, operations_of, path_of
+from fastapi_maintenance.routing import GatedRoute, operations_of
 from fastapi_maintenance.settings import (
     DEFAULT_SCOPE,
     PREFIX,
@@ -41,6 +42,7 @@ from fastapi_maintenance.state import (
     planned_window,
     utcnow,
 )
+from fastapi_maintenance.tasks import in_thread, to_the_end
 from fastapi_maintenance.telemetry import Telemetry
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -95,6 +97,7 @@ class Maintenance:
             TypeError: It is no backend.
         """
         self.snapshot = snapshot_of(backend)
+        self.snapshot.in_flight.assumes(self.settings.on_backend_error)
         self.backend = backend
         if not isinstance(backend, EnvVarBackend) or backend.var_name != mode_variable(self.scope):
             _warn_of_idle_variable(self.scope, backend)
@@ -110,7 +113,10 @@ class Maintenance:
         Raises:
             MaintenanceActive: It is closed.
         """
-        await self._guard(connection.scope, exempt=False)
+        scope = connection.scope
+        passage = self._enter(scope)
+        if passage is None or not self.gate.admit_if_open(passage, scope, scope.get("endpoint")):
+            await self._check(passage, scope, exempt=False)
 
     def guard_unless(self, exempt: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
         """Give a guard that first solves `Depends(exempt)` and lets the request through when that is true.
@@ -122,16 +128,25 @@ class Maintenance:
             raise TypeError(f"guard_unless takes a dependency, a callable, not {type(exempt).__name__}")
 
         async def guard(connection: HTTPConnection, reason: Any = Depends(exempt)) -> None:  # noqa: B008 - FastAPI's way
-            await self._guard(connection.scope, exempt=bool(reason))
+            await self._check(self._enter(connection.scope), connection.scope, exempt=bool(reason))
 
         vars(guard)["maintenance"] = self
         return guard
 
-    async def _guard(self, scope: Scope, *, exempt: bool) -> None:
-        stack = scope.get("fastapi_inner_astack")
-        if stack is not None:
-            stack.callback(leave, enter(self))
-        refusal = await self.gate.check(scope, scope.get("endpoint"), exempt=exempt)
+    def _enter(self, scope: Scope) -> Passage | None:
+        """Begin a passage that ends with the request, `None` where nobody could tell.
+
+        It ends behind everything that dependencies have opened: a session may commit only as it is closed.
+        """
+        stack = scope.get("fastapi_middleware_astack")
+        if stack is None:
+            return None
+        passage = enter(self, scope)
+        stack.push(passage)
+        return passage
+
+    async def _check(self, passage: Passage | None, scope: Scope, *, exempt: bool) -> None:
+        refusal = await self.gate.check(passage, scope, scope.get("endpoint"), exempt=exempt)
         if refusal is not None:
             self.gate.report(refusal, scope, "guard", path_of(scope))
             prepare_to_raise(refusal, scope)
@@ -207,7 +222,7 @@ class Maintenance:
 
     def _guards(self, dependant: Any) -> bool:
         return dependant is not None and any(
-            _guard_of(below.call) is self or self._guards(below) for below in dependant.dependencies
+            owner_of_guard(below.call) is self or self._guards(below) for below in dependant.dependencies
         )
 
     def last_known_mode(self) -> Mode | None:
@@ -240,10 +255,19 @@ class Maintenance:
             self.warn_of_probes(app)
         with passing(self):
             await self.snapshot.first_look(self.settings.read_timeout)
-            async with self.snapshot.watching(self.settings.refresh_interval, self.settings.read_timeout):
+            watching = self.snapshot.watching(self.settings.refresh_interval, self.settings.read_timeout)
+            async with watching, _attached(self.snapshot.in_flight):
                 yield
 
     # For operators
+
+    async def workers(self) -> tuple[Worker, ...]:
+        """Give the processes that serve requests behind gates of this object's backend, as far as the backend reaches.
+
+        Raises:
+            BackendError: It cannot be told now.
+        """
+        return await self.snapshot.in_flight.workers()
 
     async def enable(
         self,
@@ -369,21 +393,36 @@ class Maintenance:
         Args:
             message: What to tell people, at most 2 KiB.
             mode: `full` or `read_only`.
-            drain: Seconds to wait until no admitted request is running.
-            min_workers: How many workers a drain must find.
+            drain: Seconds to wait until no admitted request is running and none can start, as far as the backend
+                reaches: process (memory, environment), machine (file) or fleet (Redis). 0: one try. Left out: no wait.
+            min_workers: How many workers a drain must find; 0 before the service starts.
             on_failure: `lift`: it ends with the block, whatever happens. `keep`: when the block raises, it stays
                 closed until `disable()`.
             by: Who did it.
 
         Raises:
             ValueError: An argument breaks a rule.
-            DrainUnsupported: `drain` is given; no backend of this version can promise it.
-            BackendError: On entering, when it could not be stored; the block has not run then.
+            BackendError: On entering, when it could not be stored. The block has not run then, nor after these:
+            DrainUnsupported: The backend or the platform cannot promise that nobody is running.
+            DrainWouldDeadlock: The request that asks is counted itself; mark its route forced off.
+            NoWorkers: Fewer than `min_workers` are attached.
+            DrainTimeout: Requests were still running after `drain` seconds.
+            DrainIncomplete: A worker did not answer.
         """
-        template = hold_template(
-            message=message, mode=mode, drain=drain, min_workers=min_workers, on_failure=on_failure, by=by
+        template = hold_template(message=message, mode=mode, on_failure=on_failure, by=by)
+        return HoldContext(
+            lambda: (self.snapshot.holds, self.scope), template, Drain.asked(drain, min_workers, template.mode)
         )
-        return HoldContext(lambda: (self.snapshot.holds, self.scope), template)
+
+
+@asynccontextmanager
+async def _attached(in_flight: InFlight) -> AsyncGenerator[None]:
+    """Be a worker for the time of the block; to come and to go may take a moment, which must not block the loop."""
+    await in_thread(in_flight.attach)
+    try:
+        yield
+    finally:
+        await to_the_end(lambda: in_thread(in_flight.detach))
 
 
 def _warn_of_idle_variable(scope: str, backend: object) -> None:
@@ -493,10 +532,10 @@ async def serving(scope: Scope) -> Maintenance:
 def _guarding(app: Any) -> Maintenance | None:
     """Give the object whose guard stands in the dependencies of `app`."""
     dependencies = getattr(getattr(app, "router", None), "dependencies", ())
-    return next((owner for depends in dependencies if (owner := _guard_of(depends.dependency)) is not None), None)
+    return next((owner for depends in dependencies if (owner := owner_of_guard(depends.dependency)) is not None), None)
 
 
-def _guard_of(dependency: Any) -> Maintenance | None:
+def owner_of_guard(dependency: Any) -> Maintenance | None:
     """Give the object whose guard a dependency is."""
     owner = getattr(dependency, "maintenance", None)
     if owner is None and getattr(dependency, "__func__", None) is Maintenance.guard:

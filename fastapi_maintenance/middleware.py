@@ -10,11 +10,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_maintenance.errors import MaintenanceActive, MaintenanceError
 from fastapi_maintenance.exemptions import ExemptHandler
-from fastapi_maintenance.gate import Gate, enter, leave
+from fastapi_maintenance.gate import Gate
+from fastapi_maintenance.inflight import Passage, enter
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
 from fastapi_maintenance.marks import mark_of, marks_set
 from fastapi_maintenance.refusal import ResponseHandler, answered, deny
-from fastapi_maintenance.routing import ForcedOn, Operation, operation_of, routed
+from fastapi_maintenance.routing import Marked, Operation, operation_of, routed
 from fastapi_maintenance.streams import Streams
 
 
@@ -74,8 +75,9 @@ class MaintenanceModeMiddleware:
         self._handlers = (exempt_handler, response_handler)
         self._enabled = enable_maintenance
         self._gate: Gate | None = None
+        self._bound: Gate | None = None
         self._inner = routed(app)
-        self._forced_on = ForcedOn(self._inner) if self._inner is not None else None
+        self._marked = Marked(self._inner) if self._inner is not None else None
         self._cors: list[CORSMiddleware] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,14 +85,11 @@ class MaintenanceModeMiddleware:
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        gate = self._gate if self._maintenance is not None and self._gate is not None else await self._find_gate(scope)
-        known, mode = gate.mode_if_known()
-        token = enter(gate.owner)
+        gate = self._bound or await self._find_gate(scope)
+        passage = enter(gate.owner, scope)
         try:
-            if known and mode is None and not self._may_be_forced_on(scope):
-                gate.admit(scope)
-            else:
-                refusal = await self._check(gate, scope)
+            if (marks_set() and self._may_be_marked(scope)) or not gate.admit_if_open(passage, scope):
+                refusal = await self._check(gate, passage, scope)
                 if refusal is not None:
                     await self._refuse(refusal, scope, receive, send)
                     return
@@ -101,23 +100,23 @@ class MaintenanceModeMiddleware:
             else:
                 await self.app(scope, receive, send)
         finally:
-            leave(token)
+            passage.leave()
 
-    def _may_be_forced_on(self, scope: Scope) -> bool:
-        if self._forced_on is None:
+    def _may_be_marked(self, scope: Scope) -> bool:
+        if self._marked is None:
             # A middleware hides what it wraps, so only a request tells which application is behind.
             router = self._router(scope)
             if router is None:
-                return marks_set() > 0
-            self._forced_on = ForcedOn(router)
-        return self._forced_on.may_match(scope)
+                return True
+            self._marked = Marked(router)
+        return self._marked.may_match(scope)
 
-    async def _check(self, gate: Gate, scope: Scope) -> MaintenanceActive | None:
+    async def _check(self, gate: Gate, passage: Passage, scope: Scope) -> MaintenanceActive | None:
         operation = self._operation(scope)
         if operation is None:
             # Not noted as decided: where this middleware was mistaken, another gate is to ask.
             return None
-        refusal = await gate.check(scope, operation.endpoint, docs=operation.docs, applied=False)
+        refusal = await gate.check(passage, scope, operation.endpoint, docs=operation.docs, applied=False)
         if refusal is not None:
             gate.report(refusal, scope, "middleware", operation.path)
         return refusal
@@ -176,6 +175,9 @@ class MaintenanceModeMiddleware:
         maintenance = await self._find_maintenance(scope)
         if self._gate is None or self._gate.owner is not maintenance:
             self._gate = self._gate_for(maintenance)
+        if self._maintenance is not None:
+            # An object of its own stays.
+            self._bound = self._gate
         return self._gate
 
     def _gate_for(self, maintenance: Maintenance) -> Gate:

@@ -1,10 +1,14 @@
 """Which form of an answer a client prefers (RFC 9110 section 12.5.1)."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 _RANGES = 64
 """Media ranges that are read of one request; more are noise."""
+
+_KNOWN = 64
+_SHORT = 256
+"""Characters of a header that is worth remembering: a browser's has about 130."""
 
 
 class _Range(NamedTuple):
@@ -23,7 +27,7 @@ class _Range(NamedTuple):
         return {subtype: 2, "*": 1}.get(self.subtype, -1)
 
 
-def preferred(accept: str, offers: Sequence[str]) -> str:
+def preferred(accept: str, offers: tuple[str, ...]) -> str:
     """Choose among `offers`, in the server's own order of preference.
 
     Args:
@@ -34,6 +38,10 @@ def preferred(accept: str, offers: Sequence[str]) -> str:
         The offer of the highest weight; among equals the one that was named more exactly, then the earlier one. The
         default where nothing is acceptable, for an answer in another form says more than none.
     """
+    return (_choose_again if len(accept) <= _SHORT else _choose)(accept, offers)
+
+
+def _choose(accept: str, offers: tuple[str, ...]) -> str:
     ranges = [read for item in accept.split(",")[:_RANGES] if (read := _read(item)) is not None]
     if not ranges:
         return offers[0]
@@ -44,6 +52,9 @@ def preferred(accept: str, offers: Sequence[str]) -> str:
         if specificity >= 0 and weight > 0 and (weight, specificity) > best_rank:
             best, best_rank = offer, (weight, specificity)
     return best
+
+
+_choose_again = lru_cache(_KNOWN)(_choose)
 
 
 def _read(item: str) -> _Range | None:

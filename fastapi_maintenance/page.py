@@ -31,10 +31,10 @@ CONDITIONS = (*PLACEHOLDERS, *MODES)
 """What `<!-- if NAME -->` may name: a placeholder that is not empty, or the mode."""
 
 _TITLES: dict[Mode, str] = {"full": "Down for maintenance", "read_only": "Read-only for maintenance"}
-_CONDITION = re.compile(r"<!--\s*(?:if\s+(?P<name>\w+)|end\s+if)\s*-->\n?")
-_INLINE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
+_CONDITION = r"<!--\s*(?:if\s+(?P<name>\w+)|end\s+if)\s*-->\n?"
+_INLINE = r"(?s)<(style|script)>(.*?)</\1>"
 
-_UNFIT = re.compile(
+_UNFIT = (
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
     + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(17))
     + "]"
@@ -117,7 +117,7 @@ class _Parsed(NamedTuple):
     def from_text(cls, text: str) -> Self:
         parts: list[tuple[str | None, Template]] = []
         condition, start = None, 0
-        for found in _CONDITION.finditer(text):
+        for found in re.finditer(_CONDITION, text):
             parts.append((condition, Template(text[start : found.start()])))
             condition, start = found["name"], found.end()
         return cls((*parts, (condition, Template(text[start:]))))
@@ -133,7 +133,7 @@ class _Parsed(NamedTuple):
 @cache
 def _built_in() -> _Parsed:
     text = resources.files("fastapi_maintenance").joinpath("page.html").read_text("utf-8")
-    allowed = {tag: b64encode(sha256(inline.encode()).digest()).decode() for tag, inline in _INLINE.findall(text)}
+    allowed = {tag: b64encode(sha256(inline.encode()).digest()).decode() for tag, inline in re.findall(_INLINE, text)}
     # No `frame-ancestors`: there is nothing to click, and in a frame the message should show, too.
     policy = (
         f"default-src 'none'; style-src 'sha256-{allowed['style']}'; script-src 'sha256-{allowed['script']}'; "
@@ -155,7 +155,7 @@ def _problems(text: str) -> Iterator[str]:
         elif name is not None and name not in PLACEHOLDERS:
             yield f"{at(found)}unknown placeholder ${name}"
     opened: re.Match[str] | None = None
-    for found in _CONDITION.finditer(text):
+    for found in re.finditer(_CONDITION, text):
         if (found["name"] is None) is (opened is None):
             yield f"{at(found)}{found[0].strip()} does not fit here (they come in pairs and do not nest)"
         if found["name"] is not None and found["name"] not in CONDITIONS:
@@ -194,7 +194,7 @@ def _in_words(left: timedelta) -> str:
 
 def _fit(text: str) -> str:
     """Replace what no page may carry, and write line ends as line feeds."""
-    return _UNFIT.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return re.sub(_UNFIT, "\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _closed(text: str) -> str:

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
 from dataclasses import replace
 from http import HTTPStatus
 from random import randint
@@ -52,6 +53,7 @@ class Refusals:
         self._page = Page(settings.page_template)
         self._handler = handler
         self._takes_status = handler is not None and _takes_two(handler)
+        self._made: tuple[MaintenanceStatus | None, dict[object, Response]] = (None, {})
 
     async def make(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> MaintenanceActive:
         """Make the refusal of one request.
@@ -77,8 +79,6 @@ class Refusals:
         response = await self._answer(scope, status, applied=applied)
         if scope.get("method") == "HEAD":
             response = _without_body(response)
-        response.headers.setdefault("Cache-Control", "no-store")
-        response.headers.setdefault("Maintenance", status.mode or "full")
         return MaintenanceActive(status, response, status.message or self._settings.message)
 
     async def _answer(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Response:
@@ -86,15 +86,33 @@ class Refusals:
         streams = self._settings.event_streams == "retry" and scope.get("method") == "GET"
         offers = (*_FORMS, _EVENT_STREAM) if streams else _FORMS
         form = preferred(_accept(scope), offers)
+        own = None
         if form == _EVENT_STREAM:
-            return _try_again(status)
-        own = await self._ask(self._handler, scope, status) if self._handler is not None else None
-        return own or self._built_in(form, status, applied=applied)
+            own = _try_again(status)
+        elif self._handler is not None:
+            own = await self._ask(self._handler, scope, status)
+        if own is None:
+            return self._built_in(form, status, applied=applied)
+        for name, value in _marks(status).items():
+            own.headers.setdefault(name, value)
+        return own
 
     def _built_in(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Response:
+        """Give the built-in answer; what says the same as the last ones is copied, not made again."""
+        if form == "text/html":
+            # The page tells the time.
+            return self._make(form, status, applied=applied)
+        if self._made[0] is not status:
+            self._made = (status, {})
+        made = self._made[1]
+        if (form, applied) not in made:
+            made[form, applied] = self._make(form, status, applied=applied)
+        return _copy_of(made[form, applied])
+
+    def _make(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Response:
         code = self._settings.status_code
         message = _sendable(status.message or self._settings.message)
-        headers = {"Vary": "Accept"}
+        headers = {"Vary": "Accept", **_marks(status)}
         if status.retry_after is not None:
             headers["Retry-After"] = str(status.retry_after)
         if form == "text/html":
@@ -136,6 +154,18 @@ def _members(message: str, status: MaintenanceStatus, code: int, applied: bool |
         "until": None if status.until is None else status.until.isoformat().replace("+00:00", "Z"),
     }
     return members if applied is None else {**members, "applied": applied}
+
+
+def _marks(status: MaintenanceStatus) -> dict[str, str]:
+    """Give the headers that every refusal has."""
+    return {"Cache-Control": "no-store", "Maintenance": status.mode or "full"}
+
+
+def _copy_of(response: Response) -> Response:
+    """Give an answer of its own to a request: somebody on its way may write into the headers."""
+    own = copy(response)
+    own.raw_headers = list(response.raw_headers)
+    return own
 
 
 def _plain(message: str, status: MaintenanceStatus) -> str:

@@ -1,10 +1,9 @@
-"""Which operation a request is for, which operations are forced on, and the route class.
+"""Which operation a request is for, which operations have a mark, and the route class.
 
 The only module that reads private names of FastAPI, each with a default, in `_match_leaf` and `_low_priority`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 import fastapi.routing
@@ -15,10 +14,11 @@ from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from fastapi_maintenance.exemptions import route_path
-from fastapi_maintenance.gate import Gate, enter, leave
+from fastapi_maintenance.gate import Gate
+from fastapi_maintenance.inflight import enter, path_of
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
 from fastapi_maintenance.openapi import refusal_response
-from fastapi_maintenance.refusal import prepare_to_raise
+from fastapi_maintenance.refusal import answered
 
 _iter_route_contexts = getattr(fastapi.routing, "iter_route_contexts", None)
 """There from FastAPI 0.137.2."""
@@ -28,8 +28,7 @@ _WRAPPERS = 64
 """Middleware objects to look through; more is a loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """What answers a request.
 
     Attributes:
@@ -41,13 +40,6 @@ class Operation:
     endpoint: object
     path: str | None = None
     docs: bool = False
-
-
-def path_of(scope: Scope) -> str | None:
-    """Give the path, with placeholders, of the route that was chosen; `None` where there is none."""
-    context = scope.get("fastapi", {}).get("effective_route_context")
-    path = getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None)
-    return path or None
 
 
 def routed(app: object) -> Any | None:
@@ -166,8 +158,8 @@ def _redirects(router: Any, scope: Scope) -> bool:
     return any(route.matches(redirected)[0] is not Match.NONE for route in router.routes)
 
 
-class ForcedOn:
-    """Where an application has operations that are forced on, so that an open gate need not ask all routes.
+class Marked:
+    """Where an application has operations with a mark, so that an open gate need not ask all routes.
 
     Rebuilt when a mark was set or a router has grown or shrunk.
     """
@@ -179,9 +171,7 @@ class ForcedOn:
         self._suspects: list[tuple[BaseRoute, Any]] = []
 
     def may_match(self, scope: Scope) -> bool:
-        """Tell whether `scope` may be for an operation that is forced on; looks at no route while nothing is marked."""
-        if not marks_set():
-            return False
+        """Tell whether `scope` may be for an operation with a mark."""
         if self._marks != marks_set() or any(routes.changed(router) for router, routes in self._routers):
             self._build()
         if not self._suspects:
@@ -210,9 +200,9 @@ class ForcedOn:
                 self._remember(included)
 
     def _holds_one(self, route: BaseRoute) -> bool:
-        """Tell whether an operation that is forced on is here, or anywhere below a mount or a host."""
+        """Tell whether an operation with a mark is here, or anywhere below a mount or a host."""
         endpoint = getattr(route, "endpoint", None) or getattr(route, "app", None)
-        if mark_of(endpoint) is Mark.FORCED_ON:
+        if mark_of(endpoint) is not None:
             return True
         inner = None if isinstance(route, APIRoute) else routed(getattr(route, "app", None))
         return inner is not None and any(self._holds_one(below) for below, _ in self._walk(inner))
@@ -273,13 +263,15 @@ class GatedRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         gate = await self.gate(scope)
-        token = enter(gate.owner)
+        passage = enter(gate.owner, scope)
         try:
-            refusal = await gate.check(scope, self.endpoint, applied=False)
-            if refusal is not None:
-                gate.report(refusal, scope, "route", path_of(scope))
-                prepare_to_raise(refusal, scope)
-                raise refusal
+            if not gate.admit_if_open(passage, scope, self.endpoint):
+                refusal = await gate.check(passage, scope, self.endpoint, applied=False)
+                if refusal is not None:
+                    gate.report(refusal, scope, "route", path_of(scope))
+                    response = await answered(refusal, getattr(scope.get("app"), "exception_handlers", {}), scope)
+                    await response(scope, receive, send)
+                    return
             await super().handle(scope, receive, send)
         finally:
-            leave(token)
+            passage.leave()

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterable
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import ModuleType
@@ -14,16 +16,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend
+from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend, redis_backend
+from fastapi_maintenance.backends.redis_urls import is_redis_url, target_of
 from fastapi_maintenance.state import checked_message
 
 PREFIX = "FASTAPI_MAINTENANCE_"
 DEFAULT_SCOPE = "default"
 
-_SCOPE = re.compile(r"[a-z][a-z0-9_]*")
-_SOURCES = frozenset(name for name in inspect.signature(BaseSettings).parameters if name.startswith("_"))
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_BACKENDS = "env, memory, file:PATH or module:attribute"
+_SCOPE = r"[a-z][a-z0-9_]*"
+_HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_BACKENDS = "env, memory, file:PATH, redis://HOST or module:attribute"
 
 
 def _network(value: object) -> object:
@@ -48,10 +50,12 @@ class MaintenanceSettings(BaseSettings):
         TypeError: A keyword is no setting.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True
+    )
 
     backend: str = "env"
-    """Where the state is kept: `env`, `memory`, `file:PATH` or `module:attribute`."""
+    """Where the state is kept: `env`, `memory`, `file:PATH`, `redis://HOST` or `module:attribute`."""
 
     message: str = "Service temporarily unavailable due to maintenance"
     """What to tell people where the state has no message."""
@@ -97,7 +101,7 @@ class MaintenanceSettings(BaseSettings):
 
     def __init__(self, **values: Any) -> None:
         for name in values:
-            if name not in type(self).model_fields and name not in _SOURCES:
+            if name not in type(self).model_fields and name not in _sources():
                 raise TypeError(f"unknown setting {name!r}: use {', '.join(type(self).model_fields)}")
         try:
             super().__init__(**values)
@@ -111,7 +115,7 @@ class MaintenanceSettings(BaseSettings):
         Raises:
             ValueError: The scope's name or a value is wrong.
         """
-        if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
+        if not isinstance(scope, str) or not re.fullmatch(_SCOPE, scope):
             raise ValueError(f"{scope!r} is no scope name: a small letter, then small letters, digits and _")
         if scope == "gate":
             raise ValueError("'gate' is no scope name: PATH.gate is for the locks of the state file")
@@ -136,6 +140,12 @@ class MaintenanceSettings(BaseSettings):
         if scope == DEFAULT_SCOPE or apart:
             return self
         return self.model_copy(update={"backend": f"{self.backend}.{scope}"})
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Give what `repr` shows: a URL without its credentials."""
+        for name, value in super().__repr_args__():
+            hides = name == "backend" and is_redis_url(value)
+            yield name, target_of(value).name if hides else value
 
     @field_validator("exempt_paths", "exempt_ips", mode="before")
     @classmethod
@@ -186,17 +196,26 @@ class MaintenanceSettings(BaseSettings):
     @field_validator("bypass_header")
     @classmethod
     def _check_header(cls, name: str) -> str:
-        if not _TOKEN.fullmatch(name):
+        if not re.fullmatch(_HEADER_NAME, name):
             raise ValueError(f"{name!r} is no header name (RFC 9110 section 5.1)")
         return name
 
     @field_validator("backend")
     @classmethod
     def _check_backend(cls, url: str) -> str:
+        if is_redis_url(url):
+            target_of(url)
+            return url
         if url in {"env", "memory"} or (url.startswith("file:") and url != "file:") or _is_object_url(url):
             return url
         # A malformed URL may hold a password, so the error does not repeat it.
         raise ValueError(f"unknown backend: use {_BACKENDS}")
+
+
+@cache
+def _sources() -> frozenset[str]:
+    """Give what pydantic-settings itself takes: `_env_file` and others."""
+    return frozenset(name for name in inspect.signature(BaseSettings).parameters if name.startswith("_"))
 
 
 def scope_prefix(scope: str) -> str:
@@ -241,12 +260,14 @@ def _make_backend(url: str, scope: str) -> object:
         return MemoryBackend()
     if url.startswith("file:"):
         return LocalFileBackend(url.removeprefix("file:"))
+    if is_redis_url(url):
+        return redis_backend()(url, scope=scope)
     return _imported(url)
 
 
 def _is_object_url(url: str) -> bool:
     module, _, attribute = url.partition(":")
-    return all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+    return module != "file" and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
 
 
 def _imported(url: str) -> object:

@@ -22,14 +22,18 @@ from anyio.lowlevel import RunVar
 
 from fastapi_maintenance.backends.base import (
     BaseStateBackend,
+    DrainStore,
     Edit,
     StateFeed,
+    StateLink,
     StatePeek,
     StateReader,
     StateStore,
 )
 from fastapi_maintenance.errors import BackendError, BackendReadOnlyError
+from fastapi_maintenance.forks import follow_forks
 from fastapi_maintenance.holds import Holder
+from fastapi_maintenance.inflight import InFlight
 from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, Switch, utcnow
 from fastapi_maintenance.tasks import spawn
 
@@ -85,10 +89,18 @@ class FlagStore:
 
 
 class Snapshot:
-    """The last known state of one backend."""
+    """The last known state of one backend.
+
+    Attributes:
+        backend: The backend.
+        in_flight: The requests that run behind its gates; where it cannot drain, those of this process.
+        holds: Takes and ends holds on it.
+        contacted: Whether it was heard, or waited for, once.
+    """
 
     def __init__(self, backend: StateReader) -> None:
         self.backend = backend
+        self.in_flight = backend.in_flight if isinstance(backend, DrainStore) else InFlight()
         self.contacted = False
         self._known: MaintenanceState | None = None
         self._asked_at = -inf
@@ -101,6 +113,13 @@ class Snapshot:
         self.holds = Holder(self)
         self._merged: tuple[MaintenanceState, tuple[Hold, ...], MaintenanceState] | None = None
         self._peek = backend.peek_state if isinstance(backend, StatePeek) else None
+        self._link = backend if isinstance(backend, StateLink) else None
+        follow_forks(self)
+
+    def after_fork(self) -> None:
+        """Forget the contact of a thread that the child does not have."""
+        if self._link is not None:
+            self.contacted, self._known = False, None
 
     @property
     def stale(self) -> float | None:
@@ -124,7 +143,7 @@ class Snapshot:
     @property
     def near(self) -> bool:
         """Whether each request looks at the backend itself."""
-        return self._peek is not None
+        return self._peek is not None and self._link is None
 
     # Reading
 
@@ -134,25 +153,36 @@ class Snapshot:
         A near backend is looked at; another one is asked in the background when `refresh_interval` seconds have
         passed, with `read_timeout` seconds to answer. Must be called in an event loop.
         """
-        if self._peek is None and time.monotonic() - self._asked_at >= refresh_interval:
-            self._refresh(read_timeout)
-        return self.last_known()
+        peek = self._peek
+        if peek is None:
+            if time.monotonic() - self._asked_at >= refresh_interval:
+                self._refresh(read_timeout)
+        elif self._link is None or self.contacted or self._link.heard:
+            try:
+                state = peek()
+                if state is not self._known:
+                    self._known = self._checked(state, "peek_state")
+                if self._failing_since is not None:
+                    self._recovered()
+            except Exception as error:  # noqa: BLE001 - whatever a user's backend raises
+                if self._link is not None:
+                    self._known = self._link.remembered_state()
+                self._failed(error)
+        known = self._known
+        return known if known is None or not self.holds.local else self._with_local(known)
 
     def last_known(self) -> MaintenanceState | None:
         """Give the last known state, a near backend's of now; in any thread."""
         if self._peek is not None:
-            try:
-                self._known = self._checked(self._peek(), "peek_state")
-            except Exception as error:  # noqa: BLE001 - whatever a user's backend raises
-                self._failed(error)
-            else:
-                if self._failing_since is not None:
-                    self._recovered()
+            return self.look(inf, inf)
         known = self._known
         return known if known is None or not self.holds.local else self._with_local(known)
 
     async def first_look(self, read_timeout: float) -> None:
         """Wait for the first answer of a backend that was never heard, at most `read_timeout` seconds, once."""
+        if self._link is not None and not self.contacted:
+            await self._link.first_contact(read_timeout)
+            self.contacted = True
         if self.contacted or self._peek is not None:
             return
         landed = self._refresh(read_timeout)
@@ -163,7 +193,9 @@ class Snapshot:
         self.contacted = True
 
     def assume(self, state: MaintenanceState) -> MaintenanceState:
-        """Give `state`, which stands in while nothing is known, with the local holds."""
+        """Give `state`, which stands in while nothing is known, with the local holds and what is known all the same."""
+        if self._link is not None and state.switch is None:
+            state = self._link.remembered_rest()
         return self._with_local(state) if self.holds.local else state
 
     def _refresh(self, read_timeout: float) -> anyio.Event:

@@ -205,6 +205,8 @@ class MaintenanceStatus:
         holds: The holds that keep it closed.
         revision: The state's revision.
         stale: For how many seconds the backend could not be asked, `None` when it can.
+        busy: How many workers still run an admitted request while a hold drains (`closing`), else `None`.
+        workers: How many workers there are while a hold drains, else `None`.
     """
 
     active: bool = False
@@ -218,6 +220,8 @@ class MaintenanceStatus:
     holds: tuple[Hold, ...] = ()
     revision: int = 0
     stale: float | None = None
+    busy: int | None = None
+    workers: int | None = None
 
     def __bool__(self) -> bool:
         """Whether maintenance is on."""
@@ -403,6 +407,13 @@ class MaintenanceState(_Part):
         """End the hold `hold_id`; nothing happens when it is gone."""
         return self._changed(holds=tuple(hold for hold in self.holds if hold.id != hold_id))
 
+    def with_drained(self, hold_id: str) -> Self:
+        """Say that the hold `hold_id` is not draining any more; no change where there is none."""
+        holds = tuple(
+            hold.model_copy(update={"phase": "closed"}) if hold.id == hold_id else hold for hold in self.holds
+        )
+        return self if holds == self.holds else self._changed(holds=holds)
+
     def with_orphan(self, hold: Hold) -> Self:
         """Leave `hold` closed without an owner, until the switch is turned off."""
         return self.with_hold(hold.model_copy(update={"phase": "orphan"}))
@@ -431,7 +442,7 @@ class MaintenanceState(_Part):
         return self if len(kept) == len(self.windows) else self.model_copy(update={"windows": kept})
 
 
-OPEN = MaintenanceState()
+OPEN = MaintenanceState.model_construct()  # validates nothing, so that importing builds no validators
 """The state of a store that has never been written."""
 
 

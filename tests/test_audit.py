@@ -200,7 +200,7 @@ async def test_the_line_is_for_people_too(lines, caplog):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", DOCUMENTS)
-@pytest.mark.parametrize(("by", "expected"), [(None, ME), ("", ME), ("ops", "ops")])
+@pytest.mark.parametrize(("by", "expected"), [(None, ME), ("", ME), ("ops", "ops")], ids=["left out", "empty", "given"])
 async def test_the_document_says_who(kind, by, expected, tmp_path):
     """Switch, window and hold carry `by`: user@host:pid unless somebody is named."""
     maintenance = Maintenance(backend=KINDS[kind](tmp_path))

@@ -206,9 +206,9 @@ def test_a_file_of_the_older_package_is_understood(tmp_path, contents, answer):
 
 
 def test_reading_creates_no_file(tmp_path):
-    """0.0.5 wrote `0` when it found no file; reading writes nothing now."""
+    """0.0.5 wrote `0` when it found no file; reading leaves the state alone now, beside it stands the gate."""
     assert status_of(make_app(backend=LocalFileBackend(str(tmp_path / "state")))) == 200
-    assert not list(tmp_path.iterdir())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.gate"]
 
 
 @pytest.mark.anyio

@@ -26,7 +26,7 @@ from fastapi_maintenance import (
 from fastapi_maintenance.backends import MemoryBackend
 from fastapi_maintenance.gate import DECIDED
 from fastapi_maintenance.marks import _Count
-from fastapi_maintenance.routing import ForcedOn, GatedRoute, operation_of, routed
+from fastapi_maintenance.routing import GatedRoute, Marked, operation_of, routed
 
 FASTAPI = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
 live_routers = pytest.mark.skipif(FASTAPI < (0, 137), reason="routers are copied when they are included")
@@ -357,7 +357,7 @@ def test_static_files_with_a_middleware_of_their_own(place, tmp_path):
     assert statuses(served, *paths) == [200, 503, 503]
 
 
-# ForcedOn
+# Marked operations
 
 
 class Untouched(list):
@@ -398,14 +398,15 @@ def test_no_route_is_looked_at_while_nothing_is_marked(monkeypatch):
         statuses(served, "/op")
 
 
-def test_no_route_is_asked_while_nothing_is_forced_on():
-    """With marks elsewhere, or off, an open middleware asks no route whether it matches."""
+@pytest.mark.parametrize("mark", [force_maintenance_mode_on, force_maintenance_mode_off])
+def test_no_route_is_asked_while_no_route_is_marked(mark):
+    """With marks elsewhere an open middleware asks no route whether it matches."""
     app = Unasked()
     force_maintenance_mode_on(lambda: 1)
-    app.route.endpoint = force_maintenance_mode_off(lambda: 1)
+    app.route.endpoint = lambda: 1
     assert statuses(from_outside(app, open_one()), "/op") == [200]
     app.route.matches.assert_not_called()
-    app.route.endpoint = force_maintenance_mode_on(lambda: 1)
+    app.route.endpoint = mark(lambda: 1)
     with pytest.raises(AssertionError):
         statuses(from_outside(app, open_one()), "/op")
 
@@ -469,14 +470,14 @@ def test_a_suspect_is_not_yet_refused():
 
 
 def test_host_in_an_included_router_and_mount_in_a_host():
-    """What is forced on below a host, and below a mount there, is found by `ForcedOn`, the rest of the host is not."""
+    """What is marked below a host, and below a mount there, is found by `Marked`, the rest of the host is not."""
     sub = FastAPI()
     sub.get("/op")(force_maintenance_mode_on(lambda: 1))
     app = FastAPI(routes=[Host("hosted.example.org", Router([Mount("/sub", sub)]))])
-    forced_on = ForcedOn(app)
+    marked = Marked(app)
     headers = [(b"host", b"hosted.example.org")]
-    assert forced_on.may_match(scope_of("/sub/op", headers=headers))
-    assert not forced_on.may_match(scope_of("/sub/op"))
+    assert marked.may_match(scope_of("/sub/op", headers=headers))
+    assert not marked.may_match(scope_of("/sub/op"))
 
 
 # Decided once
@@ -589,14 +590,16 @@ async def test_body_of_a_refused_request_is_not_read(gate, mark):
 
 @pytest.mark.anyio
 async def test_decision_is_noted_in_the_scope():
-    """What a gate decided stands in the scope under its object, but nothing where the framework answers by itself."""
+    """What a gate decided stands in the scope while the request runs, nothing where the framework answers by itself."""
+    noted = []
     maintenance = open_one()
     app = all_gates(FastAPI(), maintenance)
     found, missing = scope_of("/op"), scope_of("/nowhere")
     await maintenance.enable(mode="read_only")
-    await app(found, AsyncMock(), AsyncMock())
+    await app(found, AsyncMock(), AsyncMock(side_effect=lambda message: noted.extend(found[DECIDED])))
     await app(missing, AsyncMock(), AsyncMock())
-    assert [owner for owner, *_ in found[DECIDED]] == [maintenance]
+    assert {owner for owner, *_ in noted} == {maintenance}
+    assert found[DECIDED] == {}
     assert DECIDED not in missing
 
 

@@ -111,7 +111,7 @@ def test_an_empty_secret_opens_nothing():
 
 
 BAD = [
-    ("backend", "", "unknown backend: use env, memory, file:PATH or module:attribute"),
+    ("backend", "", "unknown backend: use env, memory, file:PATH, redis://HOST or module:attribute"),
     ("backend", "ENV", "unknown backend: use env, memory"),
     ("backend", "file:", "unknown backend"),
     ("backend", "module:", "unknown backend"),
@@ -285,12 +285,12 @@ def test_a_secret_is_never_shown(monkeypatch):
     assert settings.bypass_secret.get_secret_value() == PASSWORD
 
 
-@pytest.mark.parametrize("url", [f"redis://:{PASSWORD}@host:6379/0", f"redis:{PASSWORD}", f"postgres://u:{PASSWORD}@"])
+@pytest.mark.parametrize("url", [f"redis://:{PASSWORD}@host:6379/x", f"redis:{PASSWORD}", f"postgres://u:{PASSWORD}@"])
 def test_a_password_in_a_wrong_url_is_never_shown(monkeypatch, caplog, url):
     """A malformed or unknown backend URL is an error that does not repeat it, nor do its causes and the log."""
     monkeypatch.setenv(variable("backend"), url)
     monkeypatch.setenv(variable("bypass_secret"), PASSWORD)
-    with caplog.at_level(logging.DEBUG), pytest.raises(ValueError, match="unknown backend") as caught:
+    with caplog.at_level(logging.DEBUG), pytest.raises(ValueError, match=r"unknown backend|malformed") as caught:
         Maintenance()
     assert PASSWORD not in f"{caught.value!r} {caught.value} {caught.value.__context__}"
     assert PASSWORD not in caplog.text
@@ -380,6 +380,14 @@ def test_the_file_of_a_scope_is_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv(f"{PREFIX}SHOP_BACKEND", f"file:{tmp_path}/shop.json")
     paths = [Maintenance(scope=scope).backend.file_path for scope in ("default", "billing", "shop")]
     assert paths == [f"{tmp_path}/{name}" for name in ("m", "m.billing", "shop.json")]
+
+
+@pytest.mark.parametrize("name", ["m", "maintenance.state"])
+def test_a_file_in_the_current_directory_is_no_object(monkeypatch, tmp_path, name):
+    """`file:NAME` is a file, for a scope that falls back to it, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable("backend"), f"file:{name}")
+    assert Maintenance(scope="billing").backend.file_path == f"{tmp_path}/{name}.billing"
 
 
 def test_an_object_as_a_fallback_is_an_error(monkeypatch):

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,12 +25,11 @@ from hypothesis.stateful import (
     consumes,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
 
-from fastapi_maintenance import BackendError, Maintenance, MaintenanceState
+from fastapi_maintenance import BackendError, Maintenance, MaintenanceState, tasks
 from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend, file, locks
 
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "60"))
@@ -78,9 +77,9 @@ class Model:
         return copied
 
     def modes(self, now):
-        """Give the modes of all that closes at `now`."""
+        """Give the modes of all that closes at `now`; a hold that was written over is full."""
         found = [mode for start, end, mode in self.windows.values() if start <= now < end]
-        found += [hold.mode for hold in self.holds.values()]
+        found += [hold.mode if hold.listed else "full" for hold in self.holds.values()]
         if self.switch is not None and (self.switch.until is None or now < self.switch.until):
             found.append(self.switch.mode)
         return found
@@ -95,6 +94,10 @@ class Model:
         ends += [self.switch.until] if self.switch is not None and self.switch.until is not None else []
         opens = [end for end in sorted(ends) if end > now and not self.modes(end)]
         return opens[0] if opens and self.modes(now) else None
+
+    def ids(self):
+        """Give the ids of the holds; those that were written over are shown as one."""
+        return {key if hold.listed else file.UNLISTED for key, hold in self.holds.items()}
 
     def next_start(self, now):
         """Give when the next window begins."""
@@ -111,11 +114,18 @@ class Model:
             if hold.owner is owner and not hold.orphan:
                 self.fails(key, hold)
 
-    def fails(self, key, hold):
-        """End a hold that failed."""
+    def fails(self, key, hold, *, stored=False):
+        """End a hold that failed; unless that is stored, it is kept only where the file lists it."""
         del self.holds[key]
-        if hold.keep:
-            self.holds[key] = SimpleNamespace(**{**vars(hold), "orphan": True})
+        if hold.keep and (hold.listed or stored):
+            self.holds[key] = SimpleNamespace(**{**vars(hold), "orphan": True, "listed": True})
+
+    def written_over(self, mode):
+        """Forget what a hand has written over; holds that live stay."""
+        lives = {key: hold for key, hold in self.holds.items() if not hold.orphan}
+        self.holds = {key: SimpleNamespace(**{**vars(hold), "listed": False}) for key, hold in lives.items()}
+        self.switch = mode and SimpleNamespace(mode=mode, until=None)
+        self.windows, self.notes = {}, {}
 
 
 class Common(RuleBasedStateMachine):
@@ -134,6 +144,7 @@ class Common(RuleBasedStateMachine):
             self.patch.setattr(clock, lambda: self.now)
         self.model = Model()
         self.revision = self.killed = 0
+        self.shown = []
         self.objects = []
 
     def teardown(self):
@@ -145,10 +156,15 @@ class Common(RuleBasedStateMachine):
         return self.runner.run(_plain(awaitable))
 
     def changed(self, maintenance):
-        """Note that a change was made: its revision is higher than all before it."""
+        """Note that a change was made: its revision is higher than all that was ever shown, and all know it."""
         revision = self.run(maintenance.snapshot.read()).revision
         assert revision > self.revision, f"revision {revision} after {self.revision}"
         self.revision = revision
+        assert self.revisions() == [revision] * len(self.objects)
+
+    def revisions(self):
+        """Give the revision that each object shows."""
+        return [self.run(maintenance.snapshot.read()).revision for maintenance in self.objects]
 
     # The switch, windows, the clock
 
@@ -205,7 +221,8 @@ class Common(RuleBasedStateMachine):
         owner = self.objects[number]
         context = owner.on(mode=mode, on_failure="keep" if keep else "lift")
         key = self.run(context.__aenter__()).id
-        self.model.holds[key] = SimpleNamespace(owner=owner, context=context, mode=mode, keep=keep, orphan=False)
+        hold = SimpleNamespace(owner=owner, context=context, mode=mode, keep=keep, orphan=False, listed=True)
+        self.model.holds[key] = hold
         self.changed(owner)
         return key
 
@@ -217,7 +234,7 @@ class Common(RuleBasedStateMachine):
             error = ArithmeticError("the body's own") if fails else None
             self.run(hold.context.__aexit__(error and type(error), error, None))
             if fails:
-                self.model.fails(key, hold)
+                self.model.fails(key, hold, stored=True)
             else:
                 del self.model.holds[key]
             self.changed(hold.owner)
@@ -231,7 +248,7 @@ class Common(RuleBasedStateMachine):
             self.model.mode(self.now),
             self.model.until(self.now),
             self.model.next_start(self.now),
-            set(self.model.holds) if self.model.mode(self.now) else set(),
+            self.model.ids() if self.model.mode(self.now) else set(),
         )
         for maintenance in self.objects:
             status = self.run(maintenance.status())
@@ -244,6 +261,13 @@ class Common(RuleBasedStateMachine):
             assert {hold.id for hold in state.holds if hold.phase == "orphan"} == {
                 key for key, hold in self.model.holds.items() if hold.orphan
             }
+
+    @invariant()
+    def no_revision_falls(self):
+        """No object shows a lower revision than before, and a new process none that is lower than any shown."""
+        revisions = self.revisions()
+        assert all(now >= before for now, before in zip(revisions, self.shown, strict=False))
+        self.shown, self.revision = revisions, max([self.revision, *revisions])
 
 
 class InMemory(Common):
@@ -265,7 +289,7 @@ class OnFile(Common):
         self.directory = tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
         self.path = Path(self.directory.name) / "state"
         self.patch.setattr(file, "ALIVE_FOR", 0)
-        self.patch.setattr(file.anyio.to_thread, "run_sync", _at_once)
+        self.patch.setattr(tasks.anyio.to_thread, "run_sync", _at_once)
         self.objects = [self.process() for _ in range(3)]
 
     def teardown(self):
@@ -284,6 +308,7 @@ class OnFile(Common):
         _close_locks(owner)
         self.model.dies(owner)
         self.objects[number] = self.process()
+        self.shown[number] = self.revision
 
     @rule(number=numbers)
     def crash(self, number):
@@ -308,7 +333,7 @@ class OnFile(Common):
         elif what == "enable":
             new.switch = SimpleNamespace(mode="full", until=None)
         else:
-            new.holds[key] = SimpleNamespace(owner=owner, mode="full", keep=True, orphan=False)
+            new.holds[key] = SimpleNamespace(owner=owner, mode="full", keep=True, orphan=False, listed=True)
         old.dies(owner)
         new.dies(owner)
         self.replace(number)
@@ -316,20 +341,38 @@ class OnFile(Common):
         found = (state.switch and (state.switch.mode, state.switch.until), {hold.id for hold in state.holds})
         self.model = next(model for model in (new, old) if found == _said(model))
 
-    @precondition(lambda self: not self.model.holds)
     @rule(word=st.sampled_from(sorted(WORDS)))
     def write_a_word(self, word):
-        """Write a word by hand, which is all there is then."""
+        """Write a word by hand, which is all there is then; only live holds stay."""
         self.path.write_text(word)
-        self.model = Model()
-        self.model.switch = WORDS[word] and SimpleNamespace(mode=WORDS[word], until=None)
+        self.model.written_over(WORDS[word])
 
-    @precondition(lambda self: not self.model.holds)
     @rule()
     def delete_the_file(self):
         """Delete the file by hand."""
         self.path.unlink(missing_ok=True)
-        self.model = Model()
+        self.model.written_over(None)
+
+    @rule(
+        mode=st.none() | modes,
+        said=notes,
+        revision=st.sampled_from([{}, {"revision": 0}]),
+        dead=st.sampled_from(["lift", "keep"]),
+        begins=st.integers(-60, 60),
+    )
+    def write_a_document(self, mode, said, revision, dead, begins):
+        """Write a document by hand, with an old revision or none, a hold that is dead and a window."""
+        start, end = self.now + timedelta(minutes=begins), self.now + timedelta(hours=2)
+        window = {"id": "by hand", "start": start.isoformat(), "end": end.isoformat()}
+        hold = {"id": "dead", "since": START.isoformat(), "on_failure": dead}
+        switch = mode and {"since": START.isoformat(), "mode": mode}
+        self.path.write_text(json.dumps({"switch": switch, "windows": [window], "holds": [hold], **said, **revision}))
+        self.model.written_over(mode)
+        self.model.notes, self.model.windows["by hand"] = said, (start, end, "full")
+        self.model.holds["dead"] = SimpleNamespace(
+            owner=None, mode="full", keep=dead == "keep", orphan=False, listed=True
+        )
+        self.model.fails("dead", self.model.holds["dead"])
 
     @rule(mode=st.none() | modes, said=notes)
     def edit_the_document(self, mode, said):
@@ -344,15 +387,31 @@ class OnFile(Common):
     @rule(rubbish=st.sampled_from([b"{", b"maybe", b"\xff\xfe1", b'{"schema": 2}', b"[]"]), number=numbers)
     def break_and_mend(self, rubbish, number):
         """While the file is broken each process keeps what it knew, says so, and refuses to write."""
-        before = self.path.read_bytes() if self.path.exists() else None
         known = [(status.mode, status.holds) for status in self.statuses()]
+        with self.broken(rubbish):
+            statuses = self.statuses()
+            assert [(status.mode, status.holds) for status in statuses] == known
+            assert None not in {status.stale for status in statuses}
+            with pytest.raises(BackendError):
+                self.run(self.objects[number].enable())
+            assert self.path.read_bytes() == rubbish
+
+    @rule(key=consumes(Common.entered))
+    def fail_while_broken(self, key):
+        """A hold whose body fails while the file is broken stays only where it asked to, and the file lists it."""
+        hold = self.model.holds.get(key)
+        if hold is not None and not hold.orphan:
+            error = ArithmeticError("the body's own")
+            with self.broken(b"{"):
+                self.run(hold.context.__aexit__(type(error), error, None))
+            self.model.fails(key, hold)
+
+    @contextmanager
+    def broken(self, rubbish):
+        """Break the file for the time of the block."""
+        before = self.path.read_bytes() if self.path.exists() else None
         self.path.write_bytes(rubbish)
-        statuses = self.statuses()
-        assert [(status.mode, status.holds) for status in statuses] == known
-        assert None not in {status.stale for status in statuses}
-        with pytest.raises(BackendError):
-            self.run(self.objects[number].enable())
-        assert self.path.read_bytes() == rubbish
+        yield
         if before is None:
             self.path.unlink()
         else:
@@ -367,7 +426,7 @@ async def _plain(awaitable):
     return await awaitable
 
 
-async def _at_once(function, *args):
+async def _at_once(function, *args, limiter):
     return function(*args)
 
 
@@ -376,7 +435,7 @@ def _noted(state, said):
 
 
 def _said(model):
-    return (model.switch and (model.switch.mode, model.switch.until), set(model.holds))
+    return (model.switch and (model.switch.mode, model.switch.until), model.ids())
 
 
 def _close_locks(maintenance):
@@ -435,12 +494,22 @@ def dead_stay_alive(gate, hold_ids):
     return frozenset(hold_ids)
 
 
+def knows_no_revision(gate):
+    """Leave each reader to what it has seen."""
+    return 0
+
+
+def sees_no_other(gate, hold_ids):
+    """Overlook the holds that were written over."""
+    return False
+
+
 def stands_still(state, **update):
     """Change without a new revision."""
     return state.model_copy(update=update)
 
 
-def in_place(backend, raw, revision, number):
+def in_place(backend, raw, revision, number, replaced):  # pragma: no cover - the writer may die anywhere in here
     """Write into the file itself, in two halves."""
     with Path(backend.file_path).open("wb") as opened:
         opened.write(raw[:1])
@@ -448,6 +517,7 @@ def in_place(backend, raw, revision, number):
         os.fsync(opened.fileno())
         opened.write(raw[1:])
     revision.end(number)
+    return True
 
 
 MUTANTS = [
@@ -458,6 +528,8 @@ MUTANTS = [
     (OnFile, MaintenanceState, "without_hold", ends_all),
     (OnFile, MaintenanceState, "without_hold", ends_the_switch),
     (OnFile, locks.Gate, "alive", dead_stay_alive),
+    (OnFile, locks.Gate, "revision", knows_no_revision),
+    (OnFile, locks.Gate, "any_other", sees_no_other),
     (OnFile, LocalFileBackend, "_write", in_place),
 ]
 

@@ -28,22 +28,13 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import MemoryBackend
 from fastapi_maintenance.tasks import spawn
+from tests.waiting import PATIENCE, until
 
 EVENTS = "text/event-stream"
-PATIENCE = 20
-"""Seconds after which a condition that does not come true is a failure."""
-
 EventSourceResponse = getattr(fastapi.routing, "EventSourceResponse", None)
 collected = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 """Trio warns where a framework leaves an async generator to be collected."""
 needs_sse = pytest.mark.skipif(EventSourceResponse is None, reason="this FastAPI has no EventSourceResponse")
-
-
-async def until(condition):
-    """Wait until a condition is true."""
-    with anyio.fail_after(PATIENCE):
-        while not condition():
-            await anyio.sleep(0.001)
 
 
 class Clock:
@@ -391,7 +382,7 @@ async def test_an_exempt_stream_goes_on(clock, path, by, closed_before):
         await service.maintenance.enable()
     async with opened(service.app, path, headers=headers) as connection:
         await service.maintenance.disable()
-        async with opened(service.app, "/always/ws"):
+        async with opened(service.app, path, headers=headers):
             await service.maintenance.enable()
             await clock.looked()
             assert await is_served(connection, None if path == "/ws" else service)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from fastapi_maintenance.inflight import InFlight
 from fastapi_maintenance.state import Hold, MaintenanceState, mode_of_word
 
 Edit: TypeAlias = Callable[[MaintenanceState], MaintenanceState]
@@ -58,6 +59,31 @@ class StatePeek(StateReader, Protocol):
 
 
 @runtime_checkable
+class StateLink(StatePeek, Protocol):
+    """A distant store that is near for requests: a thread talks to it, and they look at what it heard last.
+
+    `peek_state` raises while there is no contact.
+    """
+
+    @property
+    def heard(self) -> bool:
+        """Whether the first contact was made, or failed."""
+        ...
+
+    async def first_contact(self, seconds: float) -> None:
+        """Wait until `heard`, at most `seconds`."""
+        ...
+
+    def remembered_state(self) -> MaintenanceState | None:
+        """Give what is known without contact, `None` when what closed it cannot be vouched for any more."""
+        ...
+
+    def remembered_rest(self) -> MaintenanceState:
+        """Give what is known in any case."""
+        ...
+
+
+@runtime_checkable
 class HoldStore(StateStore, Protocol):
     """A store in which a hold lives exactly as long as its owner."""
 
@@ -67,6 +93,34 @@ class HoldStore(StateStore, Protocol):
 
     async def end_hold(self, hold: Hold, *, failed: bool) -> None:
         """End `hold`; when its body `failed` and `hold.on_failure` is `keep`, leave an orphan."""
+        ...
+
+
+@runtime_checkable
+class LeasedHolds(HoldStore, Protocol):
+    """A store whose holds must be renewed, so that they can be lost."""
+
+    def watch_hold(self, hold_id: str, lost: Callable[[], None]) -> None:
+        """Call `lost` once, in any thread, when the store can no longer vouch for the hold."""
+        ...
+
+
+@runtime_checkable
+class InheritableHolds(HoldStore, Protocol):
+    """A store whose holds live as long as a process has their file descriptors."""
+
+    def hold_descriptors(self, hold_id: str) -> tuple[int, ...]:
+        """Give the descriptors to hand to a child process that is to keep the hold alive; none if it is not held."""
+        ...
+
+
+@runtime_checkable
+class DrainStore(StateReader, Protocol):
+    """A store behind which requests are counted, so that a hold can wait until nobody is running."""
+
+    @property
+    def in_flight(self) -> InFlight:
+        """Who is running, as far as this store reaches: the process, the machine, the fleet."""
         ...
 
 

@@ -19,7 +19,8 @@ from starlette.responses import JSONResponse
 from starlette.testclient import WebSocketDenialResponse
 
 ROOT = Path(__file__).parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+SCRIPTS = {"migrate"}
+NAMES = sorted({path.stem for path in (ROOT / "examples").glob("*.py")} - SCRIPTS)
 ORIGIN = "https://shop.example"
 
 
@@ -441,3 +442,13 @@ def test_monitoring_reports_maintenance(load, mode):
     assert datetime.fromisoformat(report.json()["since"]).tzinfo is not None
     assert report.json()["until"] is None
     assert client.get("/articles").status_code == 503
+
+
+# migrate.py
+
+
+def test_a_migration_tells_how_many_requests_run(load, monkeypatch, capsys):
+    """The pretended migration goes through its steps and tells of the service each time."""
+    monkeypatch.setattr(anyio, "sleep", AsyncMock())
+    anyio.run(load("migrate").migrate)
+    assert capsys.readouterr().out.count("the service is open, 0 of 0 workers run a request") == 3

@@ -1,0 +1,330 @@
+"""One thread for each store: all talking to Redis happens in its event loop, so that no request ever does."""
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from fastapi_maintenance.backends.redis_scripts import Script
+from fastapi_maintenance.backends.redis_urls import hidden
+from fastapi_maintenance.forks import follow_forks
+
+logger = logging.getLogger("fastapi_maintenance")
+
+T = TypeVar("T")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds before the store is tried again, the first time and at most; a random part is taken off."""
+
+
+AT_ONCE = 4
+"""Scripts that are under way at the same time: each has a connection of its own, and there may be many scopes."""
+
+_GRACE = 1.3
+"""How much longer than redis-py, which closes a connection that is too slow, the thread waits."""
+
+
+class OutOfContact(Exception):
+    """The store does not answer; the message says why, without credentials."""
+
+
+class Refused(Exception):
+    """The store answers, but does not do what it is asked; the message says why, without credentials."""
+
+
+class Listener(Protocol):
+    """Who is told what the store says."""
+
+    @property
+    def channel(self) -> str:
+        """Where news of it are published."""
+        ...
+
+    async def attend(self) -> None:
+        """Talk to the store as long as there is contact."""
+        ...
+
+    def hear(self, news: bytes) -> None:
+        """Take what was published."""
+        ...
+
+    def lose_contact(self, reason: str) -> None:
+        """Take note that the store does not answer."""
+        ...
+
+
+class Link:
+    """The thread that talks to one store, for all who listen to it. It starts when it is needed.
+
+    Args:
+        connect: Makes a client.
+        timeout: Seconds that an answer may take.
+        secrets: What no message may show.
+    """
+
+    def __init__(self, connect: Callable[[], Any], timeout: float, secrets: tuple[str, ...]) -> None:
+        self._connect = connect
+        self._timeout = timeout
+        self._secrets = secrets
+        # Replaced whole, so that it can be gone through in another thread.
+        self._listeners: frozenset[Listener] = frozenset()
+        self._lock = threading.RLock()
+        self._abandoned: list[object] = []
+        self._begin()
+        follow_forks(self)
+
+    def _begin(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: Any = None
+        self._reason = "it was not asked yet"
+        self._contact = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    def after_fork(self) -> None:
+        """Begin anew: the thread is the parent's, and so are the connections, which must not be closed here."""
+        self._abandoned += [self._loop, self._client, self._contact, self._changed, self._turns]
+        self._lock = threading.RLock()
+        self._begin()
+
+    # From any thread
+
+    def add(self, listener: Listener) -> None:
+        """Talk to the store for `listener` from now on."""
+        with self._lock:
+            self._listeners |= {listener}
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._changed.set)
+                return
+            self._begin()
+            loop = self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._main, args=(loop,), name="fastapi-maintenance-redis", daemon=True).start()
+
+    def remove(self, listener: Listener) -> None:
+        """Talk for it no more; the thread ends with the last one. The collector may call this within `add`."""
+        with self._lock:
+            self._listeners -= {listener}
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._changed.set)
+
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call `function` in the thread."""
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(function)
+
+    def submit(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> "Future[T]":
+        """Run `work` in the thread, `seconds` at most.
+
+        Raises:
+            OutOfContact: From the future: it did not come to an end in time.
+        """
+        with self._lock:
+            if self._loop is None:
+                raise OutOfContact("it is closed")
+            return asyncio.run_coroutine_threadsafe(self._bounded(work, seconds), self._loop)
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        """Run `work` in the thread and wait for it, on any event loop.
+
+        Raises:
+            OutOfContact: It did not come to an end in time.
+            Refused: The store did not do what it was asked.
+        """
+        future = self.submit(work, seconds)
+        try:
+            # A limiter of its own: the application's threads may all be busy.
+            return await anyio.to_thread.run_sync(
+                future.result, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+            )
+        finally:
+            future.cancel()
+
+    # In the thread
+
+    async def _bounded(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._tried(work)
+        except TimeoutError:
+            raise OutOfContact(self._reason if not self._contact.is_set() else self._silence()) from None
+
+    async def _tried(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Try again whenever there is contact, for whatever is asked may be asked twice."""
+        while True:
+            await self._contact.wait()
+            with suppress(OutOfContact):
+                return await work()
+
+    def _silence(self) -> str:
+        return f"no answer within {self._timeout:g} s"
+
+    async def script(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Any:
+        """Run a script.
+
+        Raises:
+            OutOfContact: There was no answer.
+            Refused: The store refused.
+        """
+        async with self._turns:
+            return await self._run_script(script, keys, arguments)
+
+    async def _run_script(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Any:
+        client = self._client
+        if client is None:
+            raise OutOfContact(self._reason)
+        try:
+            async with asyncio.timeout(_GRACE * self._timeout):
+                try:
+                    return await client.evalsha(script.sha, len(keys), *keys, *arguments)
+                except Exception as error:
+                    if type(error).__name__ != "NoScriptError":
+                        raise
+                return await client.eval(script.source, len(keys), *keys, *arguments)
+        except Exception as error:  # noqa: BLE001 - as above
+            reason = self._explained(error)
+            if _only_refuses(error):
+                raise Refused(reason) from None
+            self._break_off(client, reason)
+            raise OutOfContact(reason) from None
+
+    def _explained(self, error: BaseException) -> str:
+        if isinstance(error, TimeoutError) and not str(error):
+            return self._silence()
+        return hidden(f"{type(error).__name__}: {error}", self._secrets)
+
+    def _break_off(self, client: object, reason: str) -> None:
+        if client is self._client and self._contact.is_set():
+            self._contact.clear()
+            self._changed.set()
+            self._lose_contact(reason)
+
+    def _lose_contact(self, reason: str) -> None:
+        self._reason = reason
+        for listener in self._listeners:
+            listener.lose_contact(reason)
+
+    def _main(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.run_until_complete(self._serve())
+        finally:
+            rest = asyncio.all_tasks(loop)
+            for task in rest:
+                task.cancel()
+            if rest:
+                loop.run_until_complete(asyncio.wait(rest))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            # Closed connections let go of their sockets in the next turn of the loop.
+            loop.run_until_complete(asyncio.sleep(0.01))
+            loop.close()
+
+    async def _serve(self) -> None:
+        pause = FIRST_PAUSE
+        while self._goes_on():
+            if await self._session():
+                pause = FIRST_PAUSE
+            if self._listeners:
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _goes_on(self) -> bool:
+        """Tell whether anybody listens; nobody can begin to while this says no."""
+        with self._lock:
+            if not self._listeners:
+                self._loop = None
+            return self._loop is not None
+
+    async def _session(self) -> bool:
+        """Talk until the contact breaks or nobody listens; tell whether there was any."""
+        client: Any = None
+        news: Any = None
+        began = False
+        tasks: dict[object, asyncio.Task[None]] = {}
+        try:
+            client = self._connect()
+            news = client.pubsub()
+            self._changed.clear()
+            async with asyncio.timeout(_GRACE * self._timeout):
+                await news.subscribe(*(listener.channel for listener in self._listeners))
+            began = True
+            self._client = client
+            self._contact.set()
+            tasks[news] = asyncio.create_task(self._listen(client, news))
+            await self._attend(news, tasks)
+        except Exception as error:  # noqa: BLE001 - whatever the library raises
+            self._lose_contact(self._explained(error))
+        finally:
+            self._client = None
+            self._contact.clear()
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            await self._close(news)
+            await self._close(client)
+        return began
+
+    async def _attend(self, news: Any, tasks: dict[object, asyncio.Task[None]]) -> None:
+        subscribed = {listener.channel for listener in self._listeners}
+        while self._contact.is_set() and self._listeners:
+            for listener in self._listeners - tasks.keys():
+                if listener.channel not in subscribed:
+                    subscribed.add(listener.channel)
+                    await asyncio.wait_for(news.subscribe(listener.channel), self._timeout)
+                tasks[listener] = asyncio.create_task(self._attend_to(listener))
+            for gone in tasks.keys() - self._listeners - {news}:
+                tasks.pop(gone).cancel()
+            await self._changed.wait()
+            self._changed.clear()
+
+    async def _attend_to(self, listener: Listener) -> None:
+        client = self._client
+        try:
+            await listener.attend()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not go unnoticed
+            self._break_off(client, self._explained(error))
+
+    async def _close(self, opened: Any) -> None:
+        with suppress(Exception):
+            async with asyncio.timeout(self._timeout):
+                await opened.aclose()
+
+    async def _listen(self, client: Any, news: Any) -> None:
+        """Hear what is published; a subscription that does not even answer a ping breaks the contact off."""
+        clock = asyncio.get_running_loop().time
+        heard = asked = clock()
+        try:
+            while True:
+                # What confirms a subscription is an answer, too; to be told of none would look like silence.
+                message = await news.get_message(timeout=self._timeout)
+                now = clock()
+                if message is not None:
+                    heard = now
+                    self._tell(message)
+                elif asked > heard:
+                    raise TimeoutError  # noqa: TRY301 - as when a script is not answered
+                else:
+                    asked = now
+                    await news.ping()
+        except Exception as error:  # noqa: BLE001 - whatever the library raises
+            self._break_off(client, self._explained(error))
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        channel = message.get("channel") or b""
+        name = channel.decode() if isinstance(channel, bytes) else channel
+        for listener in self._listeners:
+            if listener.channel == name and message["type"] == "message":
+                listener.hear(message["data"])
+
+
+def _only_refuses(error: Exception) -> bool:
+    """Tell whether the server answered, and is one that may do what it was asked."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    replica = {"ReadOnlyError", "ClusterDownError", "MovedError", "TryAgainError"}
+    return "ResponseError" in kinds and not kinds & replica and "READONLY" not in str(error)

@@ -1,0 +1,138 @@
+"""In process: every gate and every peer beside the bare application."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import budgets
+from driver import Worker
+from figures import Cost, judge
+from subjects import OURS, Subject, gates, in_each_state, on_redis, peers
+
+Say = Callable[[str], None]
+MANY = 1000
+
+
+@dataclass
+class Row:
+    """What came of one subject.
+
+    Attributes:
+        subject: It.
+        wrong: What is wrong with its answer, so that it was not measured.
+        cost: What it costs.
+        budget: What it may add.
+    """
+
+    subject: Subject
+    wrong: str | None = None
+    cost: Cost | None = None
+    budget: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether its budget is met."""
+        if self.wrong is not None:
+            return self.wrong
+        return "" if self.cost is None or self.budget is None else judge(self.cost.adds, self.budget)
+
+    def broken(self, slack: float) -> bool:
+        """Tell whether it costs, surely, `slack` times more than allowed."""
+        if self.cost is None or self.budget is None:
+            return self.wrong is not None and self.subject.package == OURS
+        # A refusal is measured by all that it costs, everything else by what it adds.
+        allowed = self.budget + (self.cost.quiet if self.subject.closed else 0)
+        return self.cost.adds.low > self.budget + (slack - 1) * allowed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it for JSON."""
+        cost = None if self.cost is None else asdict(self.cost)
+        return {
+            **asdict(self.subject),
+            "wrong": self.wrong,
+            "cost": cost,
+            "budget": self.budget,
+            "verdict": self.verdict,
+        }
+
+
+def everything(redis: str | None) -> list[Subject]:
+    """Give all that stands in the full table."""
+    ours = [*gates(), *([] if redis is None else on_redis(redis))]
+    marked = Subject(OURS, "middleware", "memory", routes=1000, forced_on=10, forced_off=10)
+    exempt = [
+        Subject(OURS, gate, "memory", exempt=50, routes=n) for gate in ("middleware", "guard") for n in (20, 1000)
+    ]
+    return [*in_each_state([*ours, *peers()]), marked, *exempt]
+
+
+def quick() -> list[Subject]:
+    """Give what CI looks at."""
+    chosen = [subject for subject in gates() if subject.backend != "slow store"]
+    closed = [Subject(OURS, gate, "memory", closed=True) for gate in ("middleware", "route class", "guard")]
+    return [*chosen, *closed]
+
+
+def measure(workers: Mapping[str, Worker], subjects: list[Subject], turns: int, rounds: int, say: Say) -> list[Row]:
+    """Measure all subjects, the environments in turn, `turns` times `rounds` rounds."""
+    taken: dict[Subject, list[list[float]]] = {subject: [] for subject in subjects}
+    wrong: dict[Subject, str | None] = {}
+    for turn in range(turns):
+        for package, worker in workers.items():
+            for routes in sorted({(s.routes, s.included) for s in subjects}):
+                own = [s for s in subjects if _measured_by(s) == package and (s.routes, s.included) == routes]
+                # A request among many routes takes milliseconds, and wavers less.
+                count = rounds if routes[0] < MANY else max(1, rounds // 5)
+                for subject, result in zip(own, worker.ask("rounds", subjects=own, count=count), strict=True):
+                    taken[subject] += result["rounds"]
+                    wrong[subject] = result["wrong"]
+        say(f"  turn {turn + 1} of {turns}")
+    costs = {subject: Cost.of(taken[subject]) for subject in subjects if taken[subject]}
+    return [_row(subject, wrong[subject], costs) for subject in subjects]
+
+
+def _measured_by(subject: Subject) -> str:
+    return OURS if subject.package not in {s.package for s in peers()} else subject.package
+
+
+def _row(subject: Subject, wrong: str | None, costs: Mapping[Subject, Cost]) -> Row:
+    cost = costs.get(subject)
+    if cost is None:
+        return Row(subject, wrong)
+    dependency = costs.get(budgets.dependency_of(subject))
+    if subject.gate == "guard" and dependency is None:
+        return Row(subject, wrong, cost)
+    return Row(subject, wrong, cost, budgets.budget(subject, cost.quiet, dependency.adds.value if dependency else 0.0))
+
+
+def table(rows: Iterable[Row]) -> list[list[str]]:
+    """Give the table's rows, with its head."""
+    head = ["subject", "state", "routes", "bare µs", "µs", "adds µs (95 %)", "on the wall", "ratio", "may add", ""]
+    return [head, *map(_cells, rows)]
+
+
+def _cells(row: Row) -> list[str]:
+    subject, cost = row.subject, row.cost
+    more = " ".join(
+        text
+        for text, told in (
+            (f"{subject.forced_on}+{subject.forced_off} marks", subject.forced_on),
+            (f"{subject.exempt} exempt", subject.exempt),
+        )
+        if told
+    )
+    routes = f"{subject.routes} {'included' if subject.included else 'direct'} {more}".strip()
+    cells = [subject.label, "closed" if subject.closed else "open", routes]
+    if cost is None:
+        return [*cells, "", "", "", "", "", "", row.verdict]
+    may = "" if row.budget is None else f"{row.budget:.1f}"
+    return [
+        *cells,
+        f"{cost.quiet:.1f}",
+        f"{cost.quiet + cost.adds.value:.1f}",
+        str(cost.adds),
+        f"{cost.waits.value:.1f}",
+        f"×{cost.ratio.value:.3f}",
+        may,
+        row.verdict,
+    ]

@@ -1,0 +1,47 @@
+"""What it may cost: the figures of the project's contract, in microseconds unless said otherwise."""
+
+from dataclasses import replace
+
+from subjects import BARE, OURS, Subject
+
+MIDDLEWARE = {"environment": 1.5, "memory": 1.5, "redis": 1.5, "slow store": 1.5, "file": 6.0, "default object": 1.5}
+ROUTE_CLASS_MORE = 1.5
+GUARD_MORE = 1.5
+MARKS_MORE = 15.0
+IMPORT = 10.0
+"""Milliseconds."""
+STORM = 1.5
+"""Times the bare application's own p99."""
+PEERS = {"environment": 30, "file": 80}
+"""How many times less than the older package of this name."""
+
+DEPENDENCY = Subject(gate="empty dependency")
+
+
+def budget(subject: Subject, bare: float, dependency: float) -> float | None:
+    """Give what a subject may add to its bare application.
+
+    Args:
+        subject: It.
+        bare: What a request of its bare application takes.
+        dependency: What an empty dependency adds to the same application.
+
+    Returns:
+        Microseconds; `None` where there is no budget for it.
+    """
+    if subject.package != OURS:
+        return None
+    if subject.closed:
+        # Refusing replaces the bare request, so what it may add is negative for the route class.
+        return {"middleware": 0.0, "route class": -bare / 2, "unbound route class": -bare / 2}.get(subject.gate)
+    allowed = MIDDLEWARE[subject.backend] + (MARKS_MORE if subject.forced_on else 0)
+    if "route class" in subject.gate:
+        allowed += ROUTE_CLASS_MORE
+    if subject.gate == "guard":
+        allowed += GUARD_MORE + dependency
+    return allowed
+
+
+def dependency_of(subject: Subject) -> Subject:
+    """Give the application with an empty dependency that a guard is compared with."""
+    return replace(subject.base, package=BARE, gate=DEPENDENCY.gate)

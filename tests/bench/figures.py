@@ -1,0 +1,93 @@
+"""From many rounds to a figure, and how sure it is."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, sqrt
+from statistics import median, quantiles
+
+TOO_NOISY = 0.25
+"""Where a bare request spreads more than this between its quartiles, the machine was too busy to be precise."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median with what it may as well be.
+
+    Attributes:
+        value: The median.
+        low: The lower end of its 95 % confidence interval.
+        high: The upper end.
+        spread: From the first quartile to the third.
+    """
+
+    value: float
+    low: float
+    high: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Figure":
+        """Compute it; the interval is that of order statistics, which asks nothing of the distribution."""
+        ordered = sorted(values)
+        half = 0.98 * sqrt(len(ordered))
+        low = ordered[max(0, floor(len(ordered) / 2 - half))]
+        high = ordered[min(len(ordered) - 1, ceil(len(ordered) / 2 + half))]
+        quarter = quantiles(ordered, n=4) if len(ordered) > 1 else [ordered[0]] * 3
+        return cls(median(ordered), low, high, quarter[2] - quarter[0])
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} … {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a subject costs beside its bare application, in microseconds a request.
+
+    A busy machine runs slower for a while, and everything on it by the same factor: so it is the ratio that is taken
+    round by round, and the microseconds are that ratio of the bare application while the machine was quiet.
+
+    Attributes:
+        quiet: The bare application while the machine was quiet: the tenth part of the rounds was faster.
+        bare: The bare application on the wall.
+        own: The subject on the wall.
+        ratio: The subject over the bare one, by the CPU time of the process.
+        adds: What that makes of a quiet bare request.
+        waits: The same by the clock on the wall: threads and sleep count as well.
+    """
+
+    quiet: float
+    bare: Figure
+    own: Figure
+    ratio: Figure
+    adds: Figure
+    waits: Figure
+
+    @classmethod
+    def of(cls, rounds: Sequence[Sequence[float]]) -> "Cost":
+        """Compute it from rounds of (bare on the wall, subject on the wall, bare on the CPU, subject on the CPU)."""
+        quiet = percentile(sorted(bare for _, _, bare, _ in rounds), 0.1)
+        return cls(
+            quiet=quiet,
+            bare=Figure.of(bare for bare, _, _, _ in rounds),
+            own=Figure.of(own for _, own, _, _ in rounds),
+            ratio=Figure.of(own / bare for _, _, bare, own in rounds),
+            adds=Figure.of((own / bare - 1) * quiet for _, _, bare, own in rounds),
+            waits=Figure.of((own / bare - 1) * quiet for bare, own, _, _ in rounds),
+        )
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the bare application itself was not steady."""
+        return self.bare.spread > TOO_NOISY * self.bare.value
+
+
+def judge(figure: Figure, budget: float) -> str:
+    """Say whether a budget is met, as far as the interval tells."""
+    if figure.high <= budget:
+        return "met"
+    return "BROKEN" if figure.low > budget else "too noisy to tell"
+
+
+def percentile(ordered: Sequence[float], part: float) -> float:
+    """Give the value below which `part` of them are."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]

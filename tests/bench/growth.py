@@ -1,0 +1,178 @@
+"""How cost grows: with routes, marks, windows, holds, exemptions, requests at once, and workers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import report
+import servers
+from driver import Worker
+from figures import Cost
+from subjects import OURS, Subject
+
+Say = Callable[[str], None]
+ROUNDS = 40
+
+_OPEN = {
+    "middleware": Subject(OURS, "middleware", "memory", first=True),
+    "route class": Subject(OURS, "route class", "memory", first=True),
+    "guard": Subject(OURS, "guard", "memory", first=True),
+}
+_CLOSED = {
+    f"{gate}, {backend}": Subject(OURS, gate, backend, closed=True)
+    for gate in ("middleware", "route class")
+    for backend in ("memory", "file")
+}
+_OPEN_BACKENDS = {backend: Subject(OURS, "middleware", backend) for backend in ("memory", "file")}
+
+
+@dataclass
+class Axis:
+    """One thing that grows.
+
+    Attributes:
+        name: What it is.
+        sizes: From little to much.
+        lines: What is measured at each size, by name.
+        grow: Gives a line's subject of one size.
+        total: Whether the whole request counts, not what is added to the bare one.
+        bare: Whether the bare application is a line, too.
+    """
+
+    name: str
+    sizes: Sequence[int]
+    lines: Mapping[str, Subject]
+    grow: Callable[[Subject, int], Subject]
+    total: bool = False
+    bare: bool = False
+
+
+AXES = [
+    Axis("routes, open", (10, 100, 1000, 10000), _OPEN, lambda s, n: replace(s, routes=n)),
+    Axis("routes, included, open", (10, 100, 1000), _OPEN, lambda s, n: replace(s, routes=n, included=True)),
+    Axis("routes, closed", (10, 100, 1000, 10000), _CLOSED, lambda s, n: replace(s, routes=n), total=True, bare=True),
+    Axis(
+        "marks among 1000 routes, open",
+        (0, 2, 20, 200, 998),
+        {"middleware": _OPEN["middleware"], "route class": _OPEN["route class"]},
+        lambda s, n: replace(s, routes=1000, forced_on=n // 2, forced_off=n - n // 2),
+    ),
+    Axis("windows, open", (0, 10, 100, 1000), _OPEN_BACKENDS, lambda s, n: replace(s, windows=n)),
+    Axis("windows, closed", (0, 10, 100, 1000), _CLOSED, lambda s, n: replace(s, windows=n), total=True, bare=True),
+    Axis("holds, closed", (1, 10, 100, 1000), _CLOSED, lambda s, n: replace(s, holds=n), total=True, bare=True),
+    Axis("exemptions, open", (0, 10, 100, 1000, 10000), _OPEN, lambda s, n: replace(s, exempt=n)),
+    Axis(
+        "exemptions, closed",
+        (0, 10, 100, 1000, 10000),
+        _CLOSED,
+        lambda s, n: replace(s, exempt=n),
+        total=True,
+        bare=True,
+    ),
+]
+
+CROWDS = (1, 10, 100, 1000, 10000)
+_CROWDED = {
+    "bare, running": Subject(waits=True),
+    "middleware, running": Subject(OURS, "middleware", "memory", waits=True),
+    "middleware on a file, running": Subject(OURS, "middleware", "file", waits=True),
+    "guard, running": Subject(OURS, "guard", "memory", waits=True),
+    "bare": Subject(),
+    "middleware, refused": Subject(OURS, "middleware", "memory", closed=True),
+    "route class, refused": Subject(OURS, "route class", "memory", closed=True),
+}
+WORKERS = (1, 2, 4, 8)
+
+
+@dataclass
+class Grown:
+    """What came of an axis.
+
+    Attributes:
+        name: What grew.
+        unit: What was measured.
+        points: By line, (size, microseconds or another unit).
+        bytes: By line, (size, bytes).
+    """
+
+    name: str
+    unit: str
+    points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    bytes: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, line: str, size: int, value: float, memory: float) -> None:
+        """Note one figure."""
+        self.points.setdefault(line, []).append((size, value))
+        self.bytes.setdefault(line, []).append((size, memory))
+
+    def table(self) -> list[list[str]]:
+        """Give the table's rows, with its head."""
+        head = [f"{self.name} ({self.unit} · KiB)", *(f"{size:g}" for size, _ in next(iter(self.points.values())))]
+        return [head] + [
+            [
+                line,
+                *(
+                    f"{value:.2f} · {memory / 1024:.1f}"
+                    for (_, value), (_, memory) in zip(p, self.bytes[line], strict=True)
+                ),
+            ]
+            for line, p in self.points.items()
+        ]
+
+    def draw(self, folder: Path) -> bool:
+        """Draw it, and its memory."""
+        name = "".join(c if c.isalnum() else "-" for c in self.name).replace("--", "-")
+        kib = {line: [(x, y / 1024) for x, y in points] for line, points in self.bytes.items()}
+        drawn = report.plot(folder / f"{name}.svg", self.name, self.name.partition(",")[0], self.unit, self.points)
+        return drawn and report.plot(folder / f"{name}-memory.svg", self.name, self.name.partition(",")[0], "KiB", kib)
+
+
+def grow(worker: Worker, axis: Axis, say: Say) -> Grown:
+    """Measure one axis."""
+    grown = Grown(axis.name, "µs a request" if axis.total else "µs added")
+    for size in axis.sizes:
+        subjects = {line: axis.grow(subject, size) for line, subject in axis.lines.items()}
+        rounds = worker.ask("rounds", subjects=list(subjects.values()), count=ROUNDS)
+        costs: list[Cost] = []
+        for (line, subject), result in zip(subjects.items(), rounds, strict=True):
+            if result["wrong"]:
+                raise RuntimeError(f"{line} at {size} {axis.name} {result['wrong']}")
+            costs.append(Cost.of(result["rounds"]))
+            memory = worker.ask("memory", subject=subject)
+            total = costs[-1].quiet if axis.total else 0.0
+            grown.add(line, size, total + costs[-1].adds.value, memory["with"] - memory["bare"])
+        if axis.bare:
+            grown.add("bare", size, costs[0].quiet, 0)
+        worker.ask("forget")
+        say(f"  {axis.name}: {size}")
+    return grown
+
+
+def crowd(worker: Worker, say: Say) -> Grown:
+    """Measure requests at once; memory is that of one request."""
+    grown = Grown("requests at once", "µs a request")
+    for size in CROWDS:
+        for line, subject in _CROWDED.items():
+            found = worker.ask("crowd", subject=subject, size=size)
+            grown.add(line, size, found["us"], found["bytes"])
+        say(f"  requests at once: {size}")
+    return grown
+
+
+def workers(python: str, seconds: float, say: Say) -> list[Grown]:
+    """Measure worker processes of a real server; memory is that of all of them together."""
+    rates, waits = Grown("workers", "requests/s"), Grown("workers, p99", "ms")
+    chosen = {"bare": Subject(), "middleware on a file": Subject(OURS, "middleware", "file")}
+    for count in WORKERS:
+        found = servers.measure_workers({OURS: python}, list(chosen.values()), count, seconds)
+        for line, each in zip(chosen, found, strict=True):
+            rates.add(line, count, each["requests per second"], each["memory"])
+            waits.add(line, count, each["p99 ms"], each["memory"])
+        say(f"  workers: {count}")
+    return [rates, waits]
+
+
+def to_dict(grown: list[Grown]) -> list[dict[str, Any]]:
+    """Give it for JSON."""
+    return [{"name": g.name, "unit": g.unit, "points": g.points, "bytes": g.bytes} for g in grown]

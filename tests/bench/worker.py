@@ -1,0 +1,251 @@
+"""A process that measures what it is told to, in its own environment: one JSON question a line, one answer a line."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import platform
+import random
+import sys
+import time
+import tracemalloc
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from subjects import Built, Subject, build, has_redis
+
+PACKAGES = ("fastapi", "starlette", "pydantic", "anyio", "uvicorn", "fastapi-maintenance", "waygate")
+ROUND = 1e6
+"""Nanoseconds that one batch of requests should last: short beside the time slice of a busy machine."""
+WARM_UP = 30
+SETTLED_AFTER = 0.1
+"""Seconds after which a state file counts as settled."""
+
+SCOPE: dict[str, Any] = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "path": "/r/42",
+    "raw_path": b"/r/42",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [
+        (b"host", b"127.0.0.1:8000"),
+        (b"user-agent", b"bench"),
+        (b"accept", b"application/json"),
+        (b"accept-encoding", b"gzip, deflate"),
+        (b"connection", b"keep-alive"),
+    ],
+    "client": ("127.0.0.1", 50000),
+    "server": ("127.0.0.1", 8000),
+    "state": {},
+}
+
+
+async def receive() -> dict[str, Any]:
+    """Give the body of a GET."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def send(message: Any) -> None:
+    """Take an answer."""
+
+
+async def answer(app: Any) -> tuple[int, bytes]:
+    """Ask once, and give status and body."""
+    messages: list[Any] = []
+
+    async def collect(message: Any) -> None:
+        messages.append(message)
+
+    await app(dict(SCOPE), receive, collect)
+    return messages[0]["status"], b"".join(message.get("body", b"") for message in messages[1:])
+
+
+async def batch(app: Any, requests: int) -> tuple[float, float]:
+    """Give the time of a request in microseconds: on the wall, and of this process's CPU."""
+    wall, cpu = time.perf_counter_ns(), time.process_time_ns()
+    for _ in range(requests):
+        await app(SCOPE.copy(), receive, send)
+    cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
+    return wall / requests / 1000, cpu / requests / 1000
+
+
+class Bench:
+    """Builds each subject once, and answers questions about it.
+
+    Args:
+        folder: Where state files go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._built: dict[Subject, Built] = {}
+
+    async def about(self) -> dict[str, Any]:
+        """Tell what runs here."""
+        found: dict[str, str] = {}
+        for name in PACKAGES:
+            with contextlib.suppress(PackageNotFoundError):
+                found[name] = version(name)
+        return {"python": platform.python_version(), "versions": found, "redis": has_redis()}
+
+    async def rounds(self, subjects: list[Subject], count: int) -> list[dict[str, Any]]:
+        """Measure each subject beside its bare application, `count` times, in an order that changes.
+
+        One, other, other, one: what grows or shrinks steadily meanwhile falls out.
+        """
+        results: list[dict[str, Any]] = [{"rounds": [], "wrong": await self._wrong(subject)} for subject in subjects]
+        await asyncio.sleep(SETTLED_AFTER)
+        order = list(range(len(subjects)))
+        for _ in range(count):
+            random.shuffle(order)
+            for number in order:
+                if results[number]["wrong"] is None:
+                    results[number]["rounds"].append(await self._round(subjects[number]))
+        return results
+
+    async def _round(self, subject: Subject) -> list[float]:
+        built, bare = self._built[subject], self._built[subject.base]
+        await built.before()
+        # Background tasks get their turn outside of what is measured.
+        await asyncio.sleep(0)
+        await batch(bare.app, 2)
+        once = (await batch(built.app, 2))[0] * 1000
+        requests = max(3, int(ROUND / max(once, 1)))
+        own: list[tuple[float, float]] = []
+        other: list[tuple[float, float]] = []
+        first, second = random.sample([(built.app, own), (bare.app, other)], 2)
+        gc.disable()
+        try:
+            for app, looks in (first, second, second, first):
+                looks.append(await batch(app, requests))
+        finally:
+            gc.enable()
+        (wall, cpu), (own_wall, own_cpu) = (map(mean, zip(*looks, strict=True)) for looks in (other, own))
+        return [wall, own_wall, cpu, own_cpu]
+
+    async def _wrong(self, subject: Subject) -> str | None:
+        """Build the subject and its bare application where that was not done, and say what is wrong with its answer."""
+        for each in (subject.base, subject):
+            if each not in self._built:
+                self._built[each] = await build(each, self._folder)
+        built = self._built[subject]
+        await built.before()
+        try:
+            status, body = await answer(built.app)
+        except Exception as error:  # noqa: BLE001 - whatever another package raises
+            return f"raises {type(error).__name__}"
+        if status != subject.status or (status == 200 and b"a small answer" not in body):
+            return f"answers {status}"
+        for _ in range(WARM_UP):
+            await batch(built.app, 1)
+            await batch(self._built[subject.base].app, 1)
+        return None
+
+    async def forget(self) -> None:
+        """Drop all applications."""
+        self._built.clear()
+        gc.collect()
+
+    async def memory(self, subject: Subject) -> dict[str, int]:
+        """Tell how many bytes an application takes after 100 requests, and what its gate has of them."""
+        sizes: list[int] = []
+        for each in (subject.base, subject):
+            gc.collect()
+            tracemalloc.start()
+            built = await build(each, self._folder)
+            await built.before()
+            for _ in range(100):
+                await batch(built.app, 1)
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            tracemalloc.stop()
+            del built
+        return {"bare": sizes[0], "with": sizes[1]}
+
+    async def crowd(self, subject: Subject, size: int) -> dict[str, float]:
+        """Let `size` requests run at once; give microseconds and bytes for each."""
+        built = await build(subject, self._folder)
+        await built.before()
+        await asyncio.sleep(SETTLED_AFTER)
+        # The first one builds what is built once.
+        times = [await self._crowd(built, 1 if first else size, waits=subject.waits) for first in (True, *[False] * 5)]
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        await self._crowd(built, size, waits=subject.waits)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return {"us": min(times[1:]), "bytes": (peak - before) / size}
+
+    async def _crowd(self, built: Built, size: int, *, waits: bool) -> float:
+        built.gates.update(waiting=0, go=asyncio.Event())
+        gc.collect()
+        gc.disable()
+        begun = time.process_time_ns()
+        requests = [asyncio.ensure_future(built.app(SCOPE.copy(), receive, send)) for _ in range(size)]
+        while waits and built.gates["waiting"] < size:
+            await asyncio.sleep(0)
+        built.gates["go"].set()
+        await asyncio.gather(*requests)
+        gc.enable()
+        return (time.process_time_ns() - begun) / size / 1000
+
+    async def instructions(self, subjects: list[Subject], requests: int) -> list[str | None]:
+        """Run each subject's requests inside of `dir()`, which valgrind is told to count and nobody else calls."""
+        wrong = [await self._wrong(subject) for subject in subjects]
+        await asyncio.sleep(SETTLED_AFTER)
+        for subject, fault in zip(subjects, wrong, strict=True):
+            built = self._built[subject]
+            await built.before()
+            for app in (self._built[subject.base].app, built.app):
+                dir(_Counted(app, 0 if fault else requests))
+        return wrong
+
+
+class _Counted:
+    """An object whose `dir()` is requests to an application."""
+
+    def __init__(self, app: Any, requests: int) -> None:
+        self._app = app
+        self._requests = requests
+
+    def __dir__(self) -> list[str]:
+        gc.disable()
+        for _ in range(self._requests):
+            run = self._app(SCOPE.copy(), receive, send)
+            with contextlib.suppress(StopIteration):
+                run.send(None)
+        gc.enable()
+        return []
+
+
+async def main() -> None:
+    """Answer questions until there are no more."""
+    logging.disable()
+    loop = asyncio.get_running_loop()
+    with TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        gc.freeze()
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            question = json.loads(line)
+            if "subjects" in question:
+                question["subjects"] = [Subject(**each) for each in question["subjects"]]
+            if "subject" in question:
+                question["subject"] = Subject(**question["subject"])
+            answered = await getattr(bench, question.pop("do"))(**question)
+            os.write(_ANSWERS, json.dumps(answered).encode() + b"\n")
+
+
+_ANSWERS = os.dup(1)
+os.dup2(2, 1)  # what others print is no answer
+
+if __name__ == "__main__":
+    asyncio.run(main())

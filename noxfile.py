@@ -39,19 +39,33 @@ ASKS_FASTAPI = [
 ]
 """The tests that a release of FastAPI may break."""
 
-REAL_SERVERS = ("crashes", "failing_stores", "servers", "servers_holds", "servers_streams", "state_machine")
-WITHOUT_REAL_SERVERS = [f"--ignore=tests/test_{name}.py" for name in REAL_SERVERS]
+REAL_SERVERS = (
+    *("crashes", "failing_stores", "state_machine"),
+    *("servers", "servers_holds", "servers_redis", "servers_run", "servers_streams"),
+)
+WITHOUT_REAL_SERVERS = [
+    *(f"--ignore=tests/test_{name}.py" for name in REAL_SERVERS),
+    *(f"--ignore=tests/drain/test_{name}.py" for name in ("campaigns", "faults", "fleet", "machine")),
+    "--ignore=tests/test_redis_backend.py",
+]
 """What takes minutes runs once: real servers, killed processes, the state machine."""
 
-WITHOUT_LONG_TABLES = [f"--ignore=tests/test_{name}.py" for name in ("contract", "forms", "matrix", "openapi", "state")]
+LONG_TABLES = ("contract", "forms", "matrix", "openapi", "redis_contract", "state")
+WITHOUT_LONG_TABLES = [f"--ignore=tests/test_{name}.py" for name in LONG_TABLES]
 """What asks more of FastAPI and pydantic than of Python; `fastapi` and `lowest` have most of it."""
+
+REDIS_SERVERS = ["tests/test_redis_backend.py", "tests/test_servers_redis.py", "tests/drain/test_fleet.py"]
+"""What plays with Redis servers and their clocks, in the session `redis`."""
+
+PYTEST = ("pytest", "-q", "-n", "auto", "--dist", "worksteal")
+"""On all cores."""
 
 LOWEST = [requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]]
 
 
-def _install(session: nox.Session, *more: str) -> None:
+def _install(session: nox.Session, *more: str, extras: str = "all") -> None:
     groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "tests")
-    session.install("-e", ".[all]", *groups, *more)
+    session.install("-e", f".[{extras}]", *groups, *more)
 
 
 @nox.session
@@ -76,12 +90,10 @@ def tests(session: nox.Session) -> None:
     """Run the tests on the newest dependencies; all of them, with branch coverage, on the Python that runs nox."""
     _install(session)
     if session.python != HERE:
-        session.run("pytest", "-q", *(session.posargs or [*WITHOUT_REAL_SERVERS, *WITHOUT_LONG_TABLES]))
+        session.run(*PYTEST, *(session.posargs or [*WITHOUT_REAL_SERVERS, *WITHOUT_LONG_TABLES]))
         return
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
-    session.run("coverage", "combine")
-    session.run("coverage", "report")
+    elsewhere = [f"--ignore={path}" for path in REDIS_SERVERS]
+    session.run(*PYTEST, "--cov", "--cov-report=term-missing:skip-covered", *elsewhere, *session.posargs)
 
 
 @nox.session(python=HERE)
@@ -89,14 +101,14 @@ def tests(session: nox.Session) -> None:
 def fastapi(session: nox.Session, version: str) -> None:
     """Run the tests that ask much of FastAPI on the releases that changed routing."""
     _install(session, f"fastapi=={version}")
-    session.run("pytest", "-q", *(session.posargs or ASKS_FASTAPI))
+    session.run(*PYTEST, *(session.posargs or ASKS_FASTAPI))
 
 
 @nox.session(python=HERE)
 def lowest(session: nox.Session) -> None:
-    """Run the tests on the lowest direct dependencies."""
-    _install(session, *LOWEST)
-    session.run("pytest", "-q", *(session.posargs or WITHOUT_REAL_SERVERS))
+    """Run the tests on the lowest direct dependencies, without the command: other tests' tools want an older typer."""
+    _install(session, *LOWEST, extras="redis")
+    session.run(*PYTEST, *(session.posargs or [*WITHOUT_REAL_SERVERS, "--ignore=tests/test_cli.py"]))
 
 
 @nox.session(python=HERE)
@@ -130,6 +142,37 @@ def browser(session: nox.Session) -> None:
         session.run("npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "axe-core@4", external=True)
         env["AXE_CORE"] = str(folder / "node_modules" / "axe-core" / "axe.min.js")
     session.run("pytest", "-q", "tests/browser", *session.posargs, env=env)
+
+
+@nox.session(python=HERE)
+def bench(session: nox.Session) -> None:
+    """Measure what the gates cost beside the bare application and other packages; `-- --quick` as CI does."""
+    groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "bench")
+    session.install("-e", ".[all]", *groups)
+    folder = Path(session.create_tmp()).absolute()
+    session.run("python", "tests/bench", "--out", str(folder), "--envs", str(folder / "peers"), *session.posargs)
+
+
+@nox.session(python=HERE)
+def drain(session: nox.Session) -> None:
+    """Prove at length that nothing runs in a drained window: every server, a thousand windows, faults, controls."""
+    _install(session)
+    env = {"DRAIN_LONG": "1", "DRAIN_EXAMPLES": "1000"}
+    session.run("pytest", "-q", "-s", *(session.posargs or ["tests/drain"]), env=env)
+
+
+@nox.session(python=HERE)
+def redis(session: nox.Session) -> None:
+    """Try the Redis backend against real servers: outages, leases, drains over machines; a few minutes."""
+    _install(session)
+    session.run("pytest", "-q", *(session.posargs or REDIS_SERVERS))
+
+
+@nox.session(python=HERE)
+def redis_scale(session: nox.Session) -> None:
+    """Measure how large a fleet may be, against a real redis-server."""
+    _install(session)
+    session.run("python", "-m", "tests.bench.redis_scale")
 
 
 @nox.session(python=HERE)

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, Validatio
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend, redis_backend
-from fastapi_maintenance.backends.redis_urls import is_redis_url, target_of
+from fastapi_maintenance.backends.redis.urls import is_redis_url, target_of
 from fastapi_maintenance.state import checked_message
 
 PREFIX = "FASTAPI_MAINTENANCE_"

@@ -19,12 +19,15 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 LAYERS = [
-    ["state", "marks", "tasks", "forks", "negotiation", "backends.redis_scripts", "backends.redis_urls"],
+    ["state", "marks", "tasks", "forks", "negotiation", "backends.redis", "backends.redis.scripts"],
+    ["backends.redis.urls"],
     ["audit", "decision", "errors", "openapi", "page", "telemetry"],
     ["inflight"],
-    ["backends.base", "backends.locks", "backends.redis_link"],
-    ["backends.flock", "backends.slots", "backends.redis_fleet"],
-    ["backends.env", "backends.file", "backends.memory", "backends.redis"],
+    ["backends.base", "backends.locks", "backends.redis.holds", "backends.redis.link"],
+    ["backends.flock", "backends.slots", "backends.redis.replies"],
+    ["backends.redis.workers"],
+    ["backends.redis.fleet"],
+    ["backends.env", "backends.file", "backends.memory", "backends.redis.backend"],
     ["backends"],
     ["settings", "holds"],
     ["exemptions", "snapshot"],

@@ -25,7 +25,8 @@ from fastapi_maintenance import (
     configure_backend,
     get_maintenance,
 )
-from fastapi_maintenance.backends import RedisBackend, redis_urls
+from fastapi_maintenance.backends import RedisBackend
+from fastapi_maintenance.backends.redis import urls
 from tests.redis_servers import LEASE, Proxy, eventually, needs_redis, redis, redis_server
 from tests.servers import PATIENCE, ROOT
 
@@ -510,7 +511,7 @@ def test_it_is_configured_by_the_environment_and_by_name(server, monkeypatch):
 
 def test_a_client_factory_takes_the_place_of_a_url(server):
     """A factory of clients serves as well, and one of both must be given."""
-    library = redis_urls.library()
+    library = urls.library()
     backend = RedisBackend(client_factory=lambda: library.Redis(port=server.port, decode_responses=True))
     assert anyio.run(Maintenance(backend=backend).enable).active
     backend.close()

@@ -18,7 +18,7 @@ from fastapi_maintenance.backends.file import LocalFileBackend
 from fastapi_maintenance.backends.memory import MemoryBackend
 
 if TYPE_CHECKING:
-    from fastapi_maintenance.backends.redis import RedisBackend
+    from fastapi_maintenance.backends.redis.backend import RedisBackend
 
 __all__ = [
     "BaseStateBackend",
@@ -39,7 +39,7 @@ __all__ = [
 
 def redis_backend() -> "type[RedisBackend]":
     """Give `RedisBackend`, imported at its first use."""
-    from fastapi_maintenance.backends.redis import RedisBackend  # noqa: PLC0415 - most do without
+    from fastapi_maintenance.backends.redis.backend import RedisBackend  # noqa: PLC0415 - most do without
 
     return RedisBackend
 

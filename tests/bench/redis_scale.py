@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastapi_maintenance import Maintenance
 from fastapi_maintenance.backends import RedisBackend
-from fastapi_maintenance.backends.redis_scripts import BEAT, CENSUS, LOOK, VOUCH
+from fastapi_maintenance.backends.redis.scripts import BEAT, CENSUS, LOOK, VOUCH
 from tests.redis_servers import redis, redis_server
 
 WORKERS, ROUNDS = 8, 100
@@ -27,7 +27,7 @@ WORKER = """
 import asyncio, sys, time
 from fastapi_maintenance import Maintenance
 from fastapi_maintenance.backends import RedisBackend
-from fastapi_maintenance.backends.redis_fleet import FleetInFlight
+from fastapi_maintenance.backends.redis.workers import FleetInFlight
 was, bar = False, FleetInFlight.bar
 def told(self, holds, end):
     global was

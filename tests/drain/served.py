@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 
 from fastapi_maintenance import Maintenance, MaintenanceModeMiddleware, force_maintenance_mode_off
 from fastapi_maintenance.backends.locks import RangeWorker
-from fastapi_maintenance.backends.redis_fleet import FleetInFlight
+from fastapi_maintenance.backends.redis.workers import FleetInFlight
 from fastapi_maintenance.backends.slots import MachineInFlight
 from tests.drain.hold import hold_windows
 from tests.drain.record import REQUESTS, Record

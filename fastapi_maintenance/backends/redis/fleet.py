@@ -1,40 +1,47 @@
 """One state that many machines share: what this process knows of it, promises to it, and counts for it."""
 
 import asyncio
-import importlib.metadata
 import json
 import logging
 import math
-import os
 import random
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
-
-import anyio
+from typing import Any
 
 from fastapi_maintenance.backends.base import Edit
-from fastapi_maintenance.backends.redis_link import Link, OutOfContact, Refused
-from fastapi_maintenance.backends.redis_scripts import BEAT, CENSUS, CHANGE, GOODBYE, LOOK, VOUCH, Script
-from fastapi_maintenance.errors import BackendError, DrainIncomplete, DrainTimeout, MaintenanceError
+from fastapi_maintenance.backends.redis.holds import Held, Lost
+from fastapi_maintenance.backends.redis.link import Link, OutOfContact, Refused
+from fastapi_maintenance.backends.redis.replies import (
+    NEVER,
+    NOTHING,
+    Contact,
+    Found,
+    Known,
+    Member,
+    Reply,
+    View,
+    name_of,
+    new_token,
+    new_worker_id,
+    record_of,
+    text_of,
+)
+from fastapi_maintenance.backends.redis.scripts import BEAT, CENSUS, CHANGE, GOODBYE, LOOK, VOUCH, Script
+from fastapi_maintenance.backends.redis.workers import GOODBYE_WITHIN, FleetInFlight
+from fastapi_maintenance.errors import BackendError, DrainIncomplete
 from fastapi_maintenance.forks import follow_forks
-from fastapi_maintenance.inflight import InFlight, Worker
 from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, utcnow
 
 logger = logging.getLogger("fastapi_maintenance")
 
 LARGEST_NEWS = 16 * 1024
 """Characters of a document that is published whole; a larger one is asked for."""
-
-GOODBYE_WITHIN = 1.0
-"""Seconds that joining and leaving may take at the beginning and the end of a lifespan."""
 
 _SAFE = 0.95
 """The part of a lease on which its holder relies."""
@@ -50,8 +57,6 @@ _LEAP = 0.4
 
 _WRITTEN_AGAIN = 0.05
 """Seconds that a newcomer gives the others to write an emptied store again."""
-
-_Lost: TypeAlias = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -72,294 +77,6 @@ class Terms:
     def pause(self) -> float:
         """Seconds between two beats, less a random part so that a fleet does not beat in time."""
         return self.lease / 3 * random.uniform(0.8, 1)  # noqa: S311 - no secret
-
-
-class Reply(NamedTuple):
-    """What the store says of the state."""
-
-    done: bool
-    now: int
-    era: str
-    line: str
-    revision: int
-    stamp: str
-    document: str
-    leases: dict[str, int]
-
-    @classmethod
-    def of(cls, raw: list[Any]) -> "Reply":
-        """Read what a script gave.
-
-        Raises:
-            Refused: Somebody else has written there what is no state.
-        """
-        try:
-            done, now, era, line, revision, stamp, document = (_text(part) for part in raw[:7])
-            names = [_text(part) for part in raw[7]]
-            leases = {name: int(left) for name, left in zip(names[::2], names[1::2], strict=True)}
-            return cls(done == "1", int(now), era, line, int(revision), stamp, document, leases)
-        except ValueError as error:
-            raise Refused(f"the state cannot be read: {error}") from None
-
-
-class Known(NamedTuple):
-    """A document, as it was written.
-
-    Attributes:
-        line: The line of revisions that it belongs to; empty for a store without one.
-        stamp: Names the write.
-        state: The document.
-    """
-
-    line: str
-    stamp: str
-    state: MaintenanceState
-
-
-class Found(NamedTuple):
-    """What is to be changed: the document, which holds are alive, and the state that this means."""
-
-    known: Known
-    alive: frozenset[str]
-    state: MaintenanceState
-
-
-class View(NamedTuple):
-    """What requests go by.
-
-    Attributes:
-        state: The state, with the holds that are alive.
-        end: The monotonic instant until which that is vouched for; without holds for ever.
-        rest: The state without its live holds: what is known beyond that instant.
-    """
-
-    state: MaintenanceState
-    end: float
-    rest: MaintenanceState
-
-
-class Contact(NamedTuple):
-    """The last reply: the store's clock, its era, and when it was received by ours."""
-
-    now: int
-    era: str
-    received: float
-
-
-_NOTHING = Known("", "", OPEN)
-_NEVER = Contact(-1, "", -math.inf)
-
-
-class Held:
-    """A hold of this process, and until when it is sure of it.
-
-    Attributes:
-        hold: The hold.
-        drained: Whether it is sure that nothing is running, too.
-        lost: Whether it was sure once, and is no more.
-    """
-
-    def __init__(self, hold: Hold, until: float) -> None:
-        self.hold = hold
-        self.drained = False
-        self.lost = False
-        self._until = until
-        self._promised = math.inf
-        self._renew_at = 0.0
-        self._tell: list[_Lost] = []
-
-    @property
-    def until(self) -> float:
-        """The monotonic instant at which it is lost."""
-        return min(self._until, self._promised)
-
-    def due(self) -> bool:
-        """Tell whether it is time to renew it."""
-        return time.monotonic() >= self._renew_at
-
-    def renew(self, until: float, pause: float) -> None:
-        """Be sure of the lease until then, and renew it after `pause` seconds."""
-        self._until = until
-        self._renew_at = time.monotonic() + pause / 2
-
-    def rely(self, until: float) -> None:
-        """Be sure until then that all workers refuse."""
-        self.drained = True
-        self._promised = until
-
-    def tell(self, lost: _Lost) -> None:
-        """Call `lost` when it is lost."""
-        self._tell.append(lost)
-
-    def check(self) -> bool:
-        """Tell whether it is lost, by the clock alone."""
-        if not self.lost and time.monotonic() >= self.until:
-            self.lost = True
-            for tell in self._tell:
-                tell()
-        return self.lost
-
-
-class FleetInFlight(InFlight):
-    """Counts the requests in flight in this process, and promises the fleet to begin none.
-
-    All that matters is decided under one lock: while a hold bars the way, nothing is counted in; that there is a bar
-    and nothing in flight can therefore be promised. Without contact a bar ends by this process's own clock, never
-    before the promise does.
-    """
-
-    def __init__(self, fleet: "Fleet") -> None:
-        self._fleet = fleet
-        self._turn = threading.Lock()
-        self._bar: frozenset[str] = frozenset()
-        self._bar_end = math.inf
-        self._arrived = threading.Event()
-        self._assumed: set[str] = set()
-        super().__init__()
-
-    def after_fork(self) -> None:
-        """Begin anew, as a worker of its own."""
-        super().after_fork()
-        self._turn = threading.Lock()
-        self._bar, self._bar_end = frozenset(), math.inf
-        self._arrived = threading.Event()
-
-    def assumes(self, when_unknown: str) -> None:
-        """Learn what a gate is while nothing is known; with one that opens, no promise outlasts the contact."""
-        self._assumed.add(when_unknown)
-
-    @property
-    def opens(self) -> bool:
-        """Whether a gate may open while nothing is known."""
-        return self._assumed != {"closed"}
-
-    # Requests
-
-    def enter(self, request: object) -> bool:
-        """Count a request in."""
-        with self._turn:
-            if not self._arrived.is_set() or (self._bar and not self._bar_ended()):
-                return False
-            self._running.add(request)
-            return True
-
-    def leave(self, request: object) -> None:
-        """Count a request out; when the last one leaves while a hold bars the way, the fleet is told."""
-        with self._turn:
-            self._running.discard(request)
-            told = bool(self._bar) and not self._running
-        if told:
-            self._fleet.hurry()
-
-    def _bar_ended(self) -> bool:
-        if self.opens and time.monotonic() >= self._bar_end:
-            self._bar = frozenset()
-        return not self._bar
-
-    # Called in the fleet's thread
-
-    def bar(self, holds: frozenset[str], end: float) -> None:
-        """Let nobody in as long as `holds` are alive; without contact until `end` (monotonic)."""
-        with self._turn:
-            self._bar, self._bar_end = holds, end
-
-    def bar_also(self, holds: frozenset[str], end: float) -> None:
-        """Let nobody in as long as `holds` are alive, either."""
-        with self._turn:
-            self._bar |= holds
-            self._bar_end = max(end, self._bar_end) if math.isfinite(self._bar_end) else end
-
-    def promise(self) -> tuple[frozenset[str], bool, int]:
-        """Give the holds that bar the way, whether nothing is in flight, and how much is."""
-        with self._turn:
-            self._bar_ended()
-            return self._bar, not self._running, len(self._running)
-
-    def arrive(self) -> None:
-        """Begin to let requests in: the fleet knows of this worker, or the wait for it was long enough.
-
-        One that has left meanwhile is about to be struck off, and begins anew with its next request.
-        """
-        with self._turn:
-            if self._joined:
-                self._arrived.set()
-
-    # Workers
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests may be counted in without waiting for the first contact."""
-        return self._arrived.is_set()
-
-    @property
-    def joined(self) -> bool:
-        """Whether this process is a worker, or wants to be one."""
-        return self._joined
-
-    def join(self) -> None:
-        """Be a worker from now on."""
-        if not self._joined:
-            self._joined = True
-            self._fleet.hurry()
-
-    async def wait_ready(self, seconds: float) -> None:
-        """Wait until the fleet knows of this worker, at most `seconds`; then serve without."""
-        self.join()
-        end = anyio.current_time() + seconds
-        while not self._arrived.is_set() and anyio.current_time() < end:  # noqa: ASYNC110 - set by another thread
-            await anyio.sleep(0.002)
-        self.arrive()
-
-    def attach(self) -> None:
-        """Join the fleet as a lifespan begins; waits for it, a second at most."""
-        super().attach()
-        self._arrived.wait(GOODBYE_WITHIN)
-
-    def part(self) -> None:
-        """Say goodbye, unless requests still run; waits for it, a second at most."""
-        with self._turn:
-            if self._running or not self._joined:
-                return
-            self._joined = False
-            self._arrived = threading.Event()
-        self._fleet.say_goodbye()
-
-    async def workers(self) -> tuple[Worker, ...]:
-        """Give the workers of the fleet, those that are silent but not forgotten, too."""
-        return tuple(member.worker for member in await self._fleet.census())
-
-    # Draining
-
-    async def drained(self, hold_id: str) -> bool:
-        """Tell whether every worker has promised to refuse because of this hold, with nothing in flight."""
-        return await self._fleet.drained(hold_id)
-
-    async def shortfall(self, seconds: float) -> MaintenanceError:
-        """Give the error that says who was still running, or did not answer."""
-        members = await self._fleet.census()
-        ids = self._fleet.drains()
-        silent = [member for member in members if not ids & member.refuses]
-        if silent:
-            return DrainIncomplete([member.name for member in silent])
-        busy = [member.worker for member in members if not member.idle]
-        if not busy and members:
-            return DrainIncomplete(["workers that were not heard since Redis began or restarted"])
-        pids = [worker.pid for worker in busy if worker.pid is not None]
-        return DrainTimeout(seconds, len(busy), len(members), pids, self.operations())
-
-
-class Member(NamedTuple):
-    """A worker as the store lists it."""
-
-    worker: Worker
-    alive: bool
-    refuses: frozenset[str]
-    idle: bool
-
-    @property
-    def name(self) -> str:
-        """Its host and process."""
-        return f"{self.worker.host} (pid {self.worker.pid})"
 
 
 class Fleet:
@@ -387,12 +104,12 @@ class Fleet:
         self._beating = asyncio.Lock()
         self._heard = threading.Event()
         self._trouble: str | None = "it was not asked yet"
-        self._known = _NOTHING
-        self._contact = _NEVER
+        self._known = NOTHING
+        self._contact = NEVER
         self._view = View(OPEN, math.inf, OPEN)
         self._sent = self._applied = self._pushes = 0
         self._beats = 0
-        self._id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._id = new_worker_id()
         self._held: dict[str, Held] = {}
         self._alive: frozenset[str] = frozenset()
         self._next_end = math.inf
@@ -437,7 +154,7 @@ class Fleet:
     def remembered(self) -> MaintenanceState | None:
         """Give what is known without contact; `None` when that was closed by a hold whose lease may have ended."""
         view = self._view
-        if self._known is _NOTHING and self._contact is _NEVER:
+        if self._known is NOTHING and self._contact is NEVER:
             return None
         return view.state if time.monotonic() < view.end else None
 
@@ -473,7 +190,7 @@ class Fleet:
                 return before
             if after.revision <= before.revision:
                 after = after.model_copy(update={"revision": before.revision + 1})
-            stamp = _token()
+            stamp = new_token()
             taken = {take.id} if take is not None else set[str]()
             if await self.ask(partial(self._write, found, after, stamp, taken)):
                 return after
@@ -498,7 +215,7 @@ class Fleet:
         else:
             await self.change(lambda state: state.without_hold(hold.id))
 
-    def watch(self, hold_id: str, lost: _Lost) -> None:
+    def watch(self, hold_id: str, lost: Lost) -> None:
         """Call `lost`, in the link's thread, when the hold is lost."""
         held = self._held.get(hold_id)
         if held is not None:
@@ -524,16 +241,16 @@ class Fleet:
         with suppress(BackendError):
             silent = await self.ask(lambda: self._vouch(held, scan=True), 1.0)
             if silent:
-                raise DrainIncomplete([_name_of(worker) for worker in silent])
+                raise DrainIncomplete([name_of(worker) for worker in silent])
         # A large fleet is not counted more often than costs a tenth of the time.
         self._scan_at = time.monotonic() + 9 * (time.monotonic() - began)
         return held.drained and not held.check()
 
     async def census(self) -> list[Member]:
         """List the workers."""
-        raw = iter([_text(part) for part in await self.ask(self._count)])
+        raw = iter([text_of(part) for part in await self.ask(self._count)])
         begun = utcnow() - timedelta(seconds=self._terms.lease)
-        return [_member(*listed, begun) for listed in zip(raw, raw, raw, raw, strict=True)]
+        return [Member.of(*listed, begun) for listed in zip(raw, raw, raw, raw, strict=True)]
 
     def say_goodbye(self) -> None:
         """Strike this worker off; waits a second at most."""
@@ -596,7 +313,7 @@ class Fleet:
 
     def _take_document(self, reply: Reply) -> bool:
         if not reply.stamp:
-            self._known = _NOTHING
+            self._known = NOTHING
         elif not reply.document:
             return False
         else:
@@ -647,7 +364,7 @@ class Fleet:
         lease, contact = self._terms.lease, self._contact
         counted = contact.now + (time.monotonic() - contact.received) * 1000 if contact.now >= 0 else -1
         arguments = (
-            secrets.token_hex(8),
+            new_token(),
             contact.era,
             int(counted),
             -1 if first else int(_LEAP * lease * 1000),
@@ -662,7 +379,7 @@ class Fleet:
         while True:
             self._sent += 1
             sent, pushes = self._sent, self._pushes
-            reply = Reply.of(await self._script(LOOK, first=self._contact is _NEVER))
+            reply = Reply.of(await self._script(LOOK, first=self._contact is NEVER))
             if not self._apply(reply, sent, pushes) and not await self._mend(reply):
                 return Found(self._known, self._alive, self._view.state)
 
@@ -674,11 +391,8 @@ class Fleet:
             self._beats += 1
             sent, pushes, era = self._sent, self._pushes, self._contact.era
             bar, idle, running = self.in_flight.promise()
-            record = json.dumps({"version": _version(), "in_flight": running})
-            lease = int(self._terms.lease * 1000)
-            reply = Reply.of(
-                await self._script(BEAT, self._id, self._beats, lease, self._promise(bar, idle=idle), record)
-            )
+            said = (self._promise(bar, idle=idle), record_of(running))
+            reply = Reply.of(await self._script(BEAT, self._id, self._beats, int(self._terms.lease * 1000), *said))
             if reply.done:
                 again = self._apply(reply, sent, pushes) or await self._mend(reply)
                 told = era == reply.era or not bar
@@ -692,7 +406,7 @@ class Fleet:
 
     def _promise(self, bar: frozenset[str], *, idle: bool) -> str:
         """Say until when (by the store's clock) this worker refuses because of which holds."""
-        if not bar or self._contact is _NEVER:
+        if not bar or self._contact is NEVER:
             return ""
         until = str(self._contact.now + int(_KEEP * self._terms.lease * 1000)) if self.in_flight.opens else "-"
         return f"{until} {int(idle)} {','.join(sorted(bar))}"
@@ -706,7 +420,7 @@ class Fleet:
         if lost:
             state = known.state.model_copy(update={"revision": known.state.revision + 1})
             found = Found(Known(known.line, reply.stamp, state), self._alive, state)
-            if await self._write(found, state, _token(), self._alive):
+            if await self._write(found, state, new_token(), self._alive):
                 logger.warning(
                     "%s has lost revision %d; it was written again",
                     self._name,
@@ -720,7 +434,7 @@ class Fleet:
         document = after.model_dump_json(by_alias=True)
         living = {*found.alive, *taken}
         alive = [hold.id for hold in after.holds if hold.phase != "orphan" and hold.id in living]
-        line = found.known.line or _token()
+        line = found.known.line or new_token()
         small = document if len(document) <= LARGEST_NEWS else None
         news = {"line": line, "revision": after.revision, "stamp": stamp, "alive": alive, "document": small}
         self._sent += 1
@@ -770,7 +484,7 @@ class Fleet:
         held.renew(sent + _SAFE * lease, self._terms.pause)
         if scan and int(sound) >= 0 and (held.drained or not int(young)):
             held.rely(sent + int(sound) / 1000 - (1 - _SAFE) * lease)
-        return [_text(worker) for worker in silent]
+        return [text_of(worker) for worker in silent]
 
     async def _begin_again(self, held: Held) -> None:
         """Write a hold again that the store has lost, unless it has ended meanwhile."""
@@ -779,7 +493,7 @@ class Fleet:
             sent = time.monotonic()
             found = await self._look()
             if held.hold.id in self._held:
-                done = await self._write(found, found.state.with_hold(held.hold), _token(), {held.hold.id})
+                done = await self._write(found, found.state.with_hold(held.hold), new_token(), {held.hold.id})
                 held.renew(sent + _SAFE * self._terms.lease, self._terms.pause)
 
     async def _count(self) -> list[Any]:
@@ -796,34 +510,3 @@ class Fleet:
 
 def _names(state: MaintenanceState, hold_id: str) -> bool:
     return any(hold.id == hold_id for hold in state.holds)
-
-
-def _token() -> str:
-    return secrets.token_hex(8)
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _version() -> str:
-    return importlib.metadata.version("fastapi-maintenance")
-
-
-def _process(worker: str) -> tuple[str, int]:
-    host, pid, _ = worker.rsplit(":", 2)
-    return host, int(pid)
-
-
-def _name_of(worker: str) -> str:
-    return "{} (pid {})".format(*_process(worker))
-
-
-def _member(worker: str, left: str, record: str, ack: str, begun: datetime) -> Member:
-    host, pid = _process(worker)
-    said = json.loads(record.partition(" ")[2] or "{}")
-    _, idle, refuses = ack.split(" ") if ack else ("", "0", "")
-    running = int(said.get("in_flight", 0))
-    beat = begun + timedelta(milliseconds=int(left))
-    status = Worker(worker, pid, running > 0, host, running, said.get("version"), beat)
-    return Member(status, int(left) > 0, frozenset(refuses.split(",")), idle == "1")

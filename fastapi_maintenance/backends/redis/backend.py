@@ -11,9 +11,9 @@ from weakref import WeakValueDictionary
 import anyio.to_thread
 
 from fastapi_maintenance.backends.base import BaseStateBackend, Edit
-from fastapi_maintenance.backends.redis_fleet import Fleet, Terms
-from fastapi_maintenance.backends.redis_link import Link
-from fastapi_maintenance.backends.redis_urls import Target, factory_of, target_of
+from fastapi_maintenance.backends.redis.fleet import Fleet, Terms
+from fastapi_maintenance.backends.redis.link import Link
+from fastapi_maintenance.backends.redis.urls import Target, factory_of, target_of
 from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.state import Hold, MaintenanceState, utcnow
 from fastapi_maintenance.tasks import to_the_end

@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.to_thread
 
-from fastapi_maintenance.backends.redis_scripts import Script
-from fastapi_maintenance.backends.redis_urls import hidden
+from fastapi_maintenance.backends.redis.scripts import Script
+from fastapi_maintenance.backends.redis.urls import hidden
 from fastapi_maintenance.forks import follow_forks
 
 logger = logging.getLogger("fastapi_maintenance")

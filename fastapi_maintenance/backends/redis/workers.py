@@ -1,0 +1,187 @@
+"""Who is running in this process, and what it promises the fleet."""
+
+import math
+import threading
+import time
+from typing import Protocol
+
+import anyio
+
+from fastapi_maintenance.backends.redis.replies import Member, name_of
+from fastapi_maintenance.errors import DrainIncomplete, DrainTimeout, MaintenanceError
+from fastapi_maintenance.inflight import InFlight, Worker
+
+GOODBYE_WITHIN = 1.0
+"""Seconds that joining and leaving may take at the beginning and the end of a lifespan."""
+
+
+class Fleet(Protocol):
+    """Where the workers of all machines are known."""
+
+    def hurry(self) -> None:
+        """Have something to tell it."""
+        ...
+
+    def say_goodbye(self) -> None:
+        """Strike this worker off; waits `GOODBYE_WITHIN` at most."""
+        ...
+
+    async def census(self) -> list[Member]:
+        """List the workers."""
+        ...
+
+    async def drained(self, hold_id: str) -> bool:
+        """Tell whether nothing runs in the fleet and, until the hold is lost, nothing can start."""
+        ...
+
+    def drains(self) -> frozenset[str]:
+        """Give the holds of this process."""
+        ...
+
+
+class FleetInFlight(InFlight):
+    """Counts the requests in flight in this process, and promises the fleet to begin none.
+
+    All that matters is decided under one lock: while a hold bars the way, nothing is counted in; that there is a bar
+    and nothing in flight can therefore be promised. Without contact a bar ends by this process's own clock, never
+    before the promise does.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._turn = threading.Lock()
+        self._bar: frozenset[str] = frozenset()
+        self._bar_end = math.inf
+        self._arrived = threading.Event()
+        self._assumed: set[str] = set()
+        super().__init__()
+
+    def after_fork(self) -> None:
+        """Begin anew, as a worker of its own."""
+        super().after_fork()
+        self._turn = threading.Lock()
+        self._bar, self._bar_end = frozenset(), math.inf
+        self._arrived = threading.Event()
+
+    def assumes(self, when_unknown: str) -> None:
+        """Learn what a gate is while nothing is known; with one that opens, no promise outlasts the contact."""
+        self._assumed.add(when_unknown)
+
+    @property
+    def opens(self) -> bool:
+        """Whether a gate may open while nothing is known."""
+        return self._assumed != {"closed"}
+
+    # Requests
+
+    def enter(self, request: object) -> bool:
+        """Count a request in."""
+        with self._turn:
+            if not self._arrived.is_set() or (self._bar and not self._bar_ended()):
+                return False
+            self._running.add(request)
+            return True
+
+    def leave(self, request: object) -> None:
+        """Count a request out; when the last one leaves while a hold bars the way, the fleet is told."""
+        with self._turn:
+            self._running.discard(request)
+            told = bool(self._bar) and not self._running
+        if told:
+            self._fleet.hurry()
+
+    def _bar_ended(self) -> bool:
+        if self.opens and time.monotonic() >= self._bar_end:
+            self._bar = frozenset()
+        return not self._bar
+
+    # Called in the fleet's thread
+
+    def bar(self, holds: frozenset[str], end: float) -> None:
+        """Let nobody in as long as `holds` are alive; without contact until `end` (monotonic)."""
+        with self._turn:
+            self._bar, self._bar_end = holds, end
+
+    def bar_also(self, holds: frozenset[str], end: float) -> None:
+        """Let nobody in as long as `holds` are alive, either."""
+        with self._turn:
+            self._bar |= holds
+            self._bar_end = max(end, self._bar_end) if math.isfinite(self._bar_end) else end
+
+    def promise(self) -> tuple[frozenset[str], bool, int]:
+        """Give the holds that bar the way, whether nothing is in flight, and how much is."""
+        with self._turn:
+            self._bar_ended()
+            return self._bar, not self._running, len(self._running)
+
+    def arrive(self) -> None:
+        """Begin to let requests in: the fleet knows of this worker, or the wait for it was long enough.
+
+        One that has left meanwhile is about to be struck off, and begins anew with its next request.
+        """
+        with self._turn:
+            if self._joined:
+                self._arrived.set()
+
+    # Workers
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may be counted in without waiting for the first contact."""
+        return self._arrived.is_set()
+
+    @property
+    def joined(self) -> bool:
+        """Whether this process is a worker, or wants to be one."""
+        return self._joined
+
+    def join(self) -> None:
+        """Be a worker from now on."""
+        if not self._joined:
+            self._joined = True
+            self._fleet.hurry()
+
+    async def wait_ready(self, seconds: float) -> None:
+        """Wait until the fleet knows of this worker, at most `seconds`; then serve without."""
+        self.join()
+        end = anyio.current_time() + seconds
+        while not self._arrived.is_set() and anyio.current_time() < end:  # noqa: ASYNC110 - set by another thread
+            await anyio.sleep(0.002)
+        self.arrive()
+
+    def attach(self) -> None:
+        """Join the fleet as a lifespan begins; waits for it, a second at most."""
+        super().attach()
+        self._arrived.wait(GOODBYE_WITHIN)
+
+    def part(self) -> None:
+        """Say goodbye, unless requests still run; waits for it, a second at most."""
+        with self._turn:
+            if self._running or not self._joined:
+                return
+            self._joined = False
+            self._arrived = threading.Event()
+        self._fleet.say_goodbye()
+
+    async def workers(self) -> tuple[Worker, ...]:
+        """Give the workers of the fleet, those that are silent but not forgotten, too."""
+        return tuple(member.worker for member in await self._fleet.census())
+
+    # Draining
+
+    async def drained(self, hold_id: str) -> bool:
+        """Tell whether every worker has promised to refuse because of this hold, with nothing in flight."""
+        return await self._fleet.drained(hold_id)
+
+    async def shortfall(self, seconds: float) -> MaintenanceError:
+        """Give the error that says who was still running, or did not answer."""
+        members = await self._fleet.census()
+        ids = self._fleet.drains()
+        silent = [member for member in members if not ids & member.refuses]
+        if silent:
+            return DrainIncomplete([name_of(member.worker.id) for member in silent])
+        busy = [member.worker for member in members if not member.idle]
+        if not busy and members:
+            return DrainIncomplete(["workers that were not heard since Redis began or restarted"])
+        pids = [worker.pid for worker in busy if worker.pid is not None]
+        return DrainTimeout(seconds, len(busy), len(members), pids, self.operations())

@@ -89,7 +89,7 @@ def beat(pipe, number, hold=""):
     record = json.dumps({"version": "0.1.0", "in_flight": 0})
     common = ["fresh", pipe.era, "-1", str(int(0.4 * LEASE)), "900", pipe.stamp]
     worker = f"host-{number // 8}.example:{1000 + number}:{number:08x}"
-    pipe.evalsha(BEAT.sha, 5, *KEYS, *common, worker, str(pipe.number), str(LEASE), promise, record)
+    pipe.evalsha(BEAT.sha, 5, *KEYS, *common, worker, str(pipe.number), "0", str(LEASE), promise, record)
 
 
 def busy(client):

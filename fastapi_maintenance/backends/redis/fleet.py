@@ -109,11 +109,11 @@ class Fleet:
         self._view = View(OPEN, math.inf, OPEN)
         self._sent = self._applied = self._pushes = 0
         self._beats = 0
+        self._registered = False
         self._id = new_worker_id()
         self._held: dict[str, Held] = {}
         self._alive: frozenset[str] = frozenset()
         self._next_end = math.inf
-        self._scan_at = 0.0
 
     def after_fork(self) -> None:
         """Begin anew: the holds and the promises are the parent's."""
@@ -225,6 +225,15 @@ class Fleet:
         """Give the holds of this process."""
         return frozenset(self._held)
 
+    def may_have_forgotten(self) -> bool:
+        """Tell whether the store was emptied or replaced so recently that it may not know all workers again."""
+        return any(held.young for held in tuple(self._held.values()))
+
+    @property
+    def identity(self) -> object:
+        """The store and the place in it."""
+        return self._link, self.channel
+
     async def drained(self, hold_id: str) -> bool:
         """Tell whether nothing runs in the fleet and, until the hold is lost, nothing can start.
 
@@ -235,15 +244,14 @@ class Fleet:
         held = self._held.get(hold_id)
         if held is None or held.check():
             raise BackendError(self._name, f"hold {hold_id} was lost while it drained: {self._trouble or 'too late'}")
-        if time.monotonic() < self._scan_at:
+        if not held.may_count():
             return False
         began = time.monotonic()
         with suppress(BackendError):
             silent = await self.ask(lambda: self._vouch(held, scan=True), 1.0)
             if silent:
                 raise DrainIncomplete([name_of(worker) for worker in silent])
-        # A large fleet is not counted more often than costs a tenth of the time.
-        self._scan_at = time.monotonic() + 9 * (time.monotonic() - began)
+        held.counted(time.monotonic() - began)
         return held.drained and not held.check()
 
     async def census(self) -> list[Member]:
@@ -392,12 +400,14 @@ class Fleet:
             sent, pushes, era = self._sent, self._pushes, self._contact.era
             bar, idle, running = self.in_flight.promise()
             said = (self._promise(bar, idle=idle), record_of(running))
-            reply = Reply.of(await self._script(BEAT, self._id, self._beats, int(self._terms.lease * 1000), *said))
+            joins, lease = not self._registered, int(self._terms.lease * 1000)
+            reply = Reply.of(await self._script(BEAT, self._id, self._beats, int(joins), lease, *said))
             if reply.done:
                 again = self._apply(reply, sent, pushes) or await self._mend(reply)
                 told = era == reply.era or not bar
                 done = not again and told and self.in_flight.promise()[:2] == (bar, idle)
-                if self._beats == 1 and not reply.line:
+                self._registered = True
+                if joins and not reply.line:
                     # Nothing was ever written, or all was lost just now: those who know it have been asked for it.
                     await asyncio.sleep(_WRITTEN_AGAIN)
                     done = False
@@ -482,7 +492,8 @@ class Fleet:
             await self._begin_again(held)
             return []
         held.renew(sent + _SAFE * lease, self._terms.pause)
-        if scan and int(sound) >= 0 and (held.drained or not int(young)):
+        held.young = bool(int(young))
+        if scan and int(sound) >= 0 and not held.young:
             held.rely(sent + int(sound) / 1000 - (1 - _SAFE) * lease)
         return [text_of(worker) for worker in silent]
 
@@ -503,9 +514,8 @@ class Fleet:
         # A beat under way would register it again.
         async with self._beating:
             if not self.in_flight.joined:
-                await self._script(GOODBYE, self._id)
-                # The numbers of its beats begin anew with its record.
-                self._beats = 0
+                self._registered = False
+                await self._script(GOODBYE, self._id, self._beats)
 
 
 def _names(state: MaintenanceState, hold_id: str) -> bool:

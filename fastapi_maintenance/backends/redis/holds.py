@@ -9,6 +9,9 @@ from fastapi_maintenance.state import Hold
 
 Lost: TypeAlias = Callable[[], None]
 
+_LONGEST_PAUSE = 0.25
+"""Seconds between two counts of the fleet at most, so that a slow answer does not use up the time of a drain."""
+
 
 class Held:
     """A hold of this process, and until when it is sure of it.
@@ -17,15 +20,17 @@ class Held:
         hold: The hold.
         drained: Whether it is sure that nothing is running, too.
         lost: Whether it was sure once, and is no more.
+        young: Whether the store was emptied or replaced so recently that it may not know all workers again.
     """
 
     def __init__(self, hold: Hold, until: float) -> None:
         self.hold = hold
         self.drained = False
         self.lost = False
+        self.young = False
         self._until = until
         self._promised = math.inf
-        self._renew_at = 0.0
+        self._renew_at = self._count_at = 0.0
         self._tell: list[Lost] = []
 
     @property
@@ -46,6 +51,14 @@ class Held:
         """Be sure until then that all workers refuse."""
         self.drained = True
         self._promised = until
+
+    def may_count(self) -> bool:
+        """Tell whether the fleet may be counted again."""
+        return time.monotonic() >= self._count_at
+
+    def counted(self, seconds: float) -> None:
+        """Take note of what a count took: a large fleet is counted for a tenth of the time."""
+        self._count_at = time.monotonic() + min(9 * seconds, _LONGEST_PAUSE)
 
     def tell(self, lost: Lost) -> None:
         """Call `lost` when it is lost."""

@@ -96,9 +96,10 @@ return reply(1)
 """
 
 _BEAT = """
-local id, sent, lease, promise, record = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10], ARGV[11]
+local id, sent, joins, lease = ARGV[7], tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
+local promise, record = ARGV[11], ARGV[12]
 tick()
-if sent == 1 then settle() end
+if joins == '1' then settle() end
 local last = redis.call('HGET', RECORDS, id)
 if last and tonumber(string.match(last, '^%d+')) > sent then return reply(0) end
 redis.call('ZADD', WORKERS, number(now + lease), id)
@@ -112,8 +113,12 @@ return reply(1)
 """
 
 _GOODBYE = """
-for _, key in ipairs({ACKS, RECORDS}) do redis.call('HDEL', key, ARGV[7]) end
-redis.call('ZREM', WORKERS, ARGV[7])
+local id, sent = ARGV[7], tonumber(ARGV[8])
+local last = redis.call('HGET', RECORDS, id)
+-- One that was held up on its way, and whose worker is back, strikes nobody off.
+if last and tonumber(string.match(last, '^%d+')) > sent then return 0 end
+for _, key in ipairs({ACKS, RECORDS}) do redis.call('HDEL', key, id) end
+redis.call('ZREM', WORKERS, id)
 return 1
 """
 

@@ -38,6 +38,15 @@ class Fleet(Protocol):
         """Give the holds of this process."""
         ...
 
+    def may_have_forgotten(self) -> bool:
+        """Tell whether workers may be missing from the census, as those holds have seen it."""
+        ...
+
+    @property
+    def identity(self) -> object:
+        """What is the same for all who share this state in this process."""
+        ...
+
 
 class FleetInFlight(InFlight):
     """Counts the requests in flight in this process, and promises the fleet to begin none.
@@ -54,6 +63,7 @@ class FleetInFlight(InFlight):
         self._bar_end = math.inf
         self._arrived = threading.Event()
         self._assumed: set[str] = set()
+        self._joined_at = -math.inf
         super().__init__()
 
     def after_fork(self) -> None:
@@ -115,7 +125,7 @@ class FleetInFlight(InFlight):
             return self._bar, not self._running, len(self._running)
 
     def arrive(self) -> None:
-        """Begin to let requests in: the fleet knows of this worker, or the wait for it was long enough.
+        """Begin to let requests in: the fleet knows of this worker, or it serves without.
 
         One that has left meanwhile is about to be struck off, and begins anew with its next request.
         """
@@ -139,20 +149,25 @@ class FleetInFlight(InFlight):
         """Be a worker from now on."""
         if not self._joined:
             self._joined = True
+            self._joined_at = time.monotonic()
             self._fleet.hurry()
 
     async def wait_ready(self, seconds: float) -> None:
-        """Wait until the fleet knows of this worker, at most `seconds`; then serve without."""
+        """Wait until the fleet knows of this worker, at most `seconds` after it joined.
+
+        Then it serves without, if it opens while nothing is known; else nobody gets in before the fleet knows of it.
+        """
         self.join()
-        end = anyio.current_time() + seconds
-        while not self._arrived.is_set() and anyio.current_time() < end:  # noqa: ASYNC110 - set by another thread
+        end = self._joined_at + seconds
+        while not self._arrived.is_set() and time.monotonic() < end:  # noqa: ASYNC110 - set by another thread
             await anyio.sleep(0.002)
-        self.arrive()
+        if self.opens:
+            self.arrive()
 
     def attach(self) -> None:
         """Join the fleet as a lifespan begins; waits for it, a second at most."""
         super().attach()
-        self._arrived.wait(GOODBYE_WITHIN)
+        self._arrived.wait(max(0.0, self._joined_at + GOODBYE_WITHIN - time.monotonic()))
 
     def part(self) -> None:
         """Say goodbye, unless requests still run; waits for it, a second at most."""
@@ -169,6 +184,11 @@ class FleetInFlight(InFlight):
 
     # Draining
 
+    @property
+    def reach(self) -> object:
+        """The state in the store, through whichever backend object."""
+        return self._fleet.identity
+
     async def drained(self, hold_id: str) -> bool:
         """Tell whether every worker has promised to refuse because of this hold, with nothing in flight."""
         return await self._fleet.drained(hold_id)
@@ -181,7 +201,7 @@ class FleetInFlight(InFlight):
         if silent:
             return DrainIncomplete([name_of(member.worker.id) for member in silent])
         busy = [member.worker for member in members if not member.idle]
-        if not busy and members:
+        if not busy and self._fleet.may_have_forgotten():
             return DrainIncomplete(["workers that were not heard since Redis began or restarted"])
         pids = [worker.pid for worker in busy if worker.pid is not None]
         return DrainTimeout(seconds, len(busy), len(members), pids, self.operations())

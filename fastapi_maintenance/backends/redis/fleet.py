@@ -485,7 +485,7 @@ class Fleet:
     async def _vouch(self, held: Held, *, scan: bool) -> list[str]:
         """Renew a hold; with `scan` learn whether all workers refuse because of it, and give the silent ones."""
         lease, sent = self._terms.lease, time.monotonic()
-        alive, sound, young, silent = await self._script(
+        alive, sound, young, silent, register, lasting = await self._script(
             VOUCH, held.hold.id, int(lease * 1000), int(self._terms.forget * 1000), int(scan), int(_LEAP * lease * 1000)
         )
         if not int(alive):
@@ -494,7 +494,8 @@ class Fleet:
         held.renew(sent + _SAFE * lease, self._terms.pause)
         held.young = bool(int(young))
         if scan and int(sound) >= 0 and not held.young:
-            held.rely(sent + int(sound) / 1000 - (1 - _SAFE) * lease)
+            until = sent + int(sound) / 1000 - (1 - _SAFE) * lease
+            held.rely(until, text_of(register), lasting=bool(int(lasting)))
         return [text_of(worker) for worker in silent]
 
     async def _begin_again(self, held: Held) -> None:

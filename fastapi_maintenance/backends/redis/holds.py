@@ -30,6 +30,8 @@ class Held:
         self.young = False
         self._until = until
         self._promised = math.inf
+        self._register = ""
+        self._lasting = False
         self._renew_at = self._count_at = 0.0
         self._tell: list[Lost] = []
 
@@ -47,10 +49,17 @@ class Held:
         self._until = until
         self._renew_at = time.monotonic() + pause / 2
 
-    def rely(self, until: float) -> None:
-        """Be sure until then that all workers refuse."""
-        self.drained = True
-        self._promised = until
+    def rely(self, until: float, register: str, *, lasting: bool) -> None:
+        """Be sure until then that all workers refuse.
+
+        Args:
+            until: A monotonic instant.
+            register: Names the register of workers that was counted. In one that began after the drain a worker may be
+                missing that is cut off; unless it stays closed by itself, it cannot be relied on.
+            lasting: Whether all that were counted stay closed without contact.
+        """
+        if not self.drained or register == self._register or self._lasting:
+            self.drained, self._promised, self._register, self._lasting = True, until, register, lasting
 
     def may_count(self) -> bool:
         """Tell whether the fleet may be counted again."""

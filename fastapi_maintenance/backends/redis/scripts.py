@@ -145,17 +145,18 @@ _VOUCH = """
 local hold, lease, forget, scan, settled = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10], tonumber(ARGV[11])
 tick()
 local score = redis.call('ZSCORE', HOLDS, hold)
-if not score or tonumber(score) <= now then return {0, 0, 0, {}} end
+if not score or tonumber(score) <= now then return {0, 0, 0, {}, '', 0} end
 redis.call('ZADD', HOLDS, number(now + lease), hold)
-if scan == '0' then return {1, 0, 0, {}} end
+if scan == '0' then return {1, 0, 0, {}, '', 0} end
 settle()
 local gone = redis.call('ZRANGEBYSCORE', WORKERS, '-inf', number(now - forget), 'LIMIT', 0, 100)
 for _, id in ipairs(gone) do
   redis.call('ZREM', WORKERS, id)
   for _, key in ipairs({ACKS, RECORDS}) do redis.call('HDEL', key, id) end
 end
-local young = now - tonumber(redis.call('HGET', STATE, 'born') or now) < settled
-local sound, silent, open = lease, {}, 0
+local born = redis.call('HGET', STATE, 'born') or number(now)
+local young = now - tonumber(born) < settled
+local sound, lasting, silent, open = lease, 1, {}, 0
 local workers = redis.call('ZRANGE', WORKERS, 0, -1, 'WITHSCORES')
 for i = 1, #workers, 2 do
   local ack = redis.call('HGET', ACKS, workers[i])
@@ -164,12 +165,13 @@ for i = 1, #workers, 2 do
   local left = till and (till == '-' and lease or till - now) or 0
   if left > 0 and idle == '1' and string.find(',' .. holds .. ',', ',' .. hold .. ',', 1, true) then
     if left < sound then sound = left end
+    if till ~= '-' then lasting = 0 end
   else
     open = open + 1
     if tonumber(workers[i + 1]) <= now then silent[#silent + 1] = workers[i] end
   end
 end
-return {1, open == 0 and math.floor(sound) or -1, young and 1 or 0, silent}
+return {1, open == 0 and math.floor(sound) or -1, young and 1 or 0, silent, born, lasting}
 """
 
 _CENSUS = """

@@ -1,0 +1,202 @@
+"""Redis: what a worker or a hold may rely on when a message was late, a register incomplete, an answer slow."""
+
+import time
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
+
+from fastapi_maintenance import (
+    DrainIncomplete,
+    DrainTimeout,
+    DrainWouldDeadlock,
+    Maintenance,
+    MaintenanceSettings,
+)
+from fastapi_maintenance.backends import RedisBackend
+from fastapi_maintenance.backends.redis.scripts import BEAT, GOODBYE
+from tests.redis_servers import Proxy, free_port, needs_redis, redis_server
+from tests.waiting import PATIENCE, until
+
+pytestmark = [needs_redis, pytest.mark.anyio]
+KEYS = [f"{{fastapi_maintenance:default}}:{key}" for key in ("state", "holds", "workers", "acks", "records")]
+
+
+@pytest.fixture
+def anyio_backend():
+    """Run on one event loop: the thread that talks to Redis has its own."""
+    return "asyncio"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Give a server of its own."""
+    with redis_server(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def make(server):
+    """Give a function that makes an object on the server, or on a port before it."""
+    made = []
+
+    def maintenance(port=None, lease=1.5, **settings):
+        backend = RedisBackend(f"redis://127.0.0.1:{port or server.port}/0?lease={lease}", timeout=1.5)
+        made.append(backend)
+        return Maintenance(MaintenanceSettings(**settings), backend=backend)
+
+    yield maintenance
+    for backend in made:
+        backend.close()
+
+
+@asynccontextmanager
+async def proxied(server):
+    """Give a way to the server that can be cut."""
+    proxy = Proxy(server.port)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+async def test_a_register_that_was_emptied_prolongs_no_promise(server, make):
+    """Redis forgets a worker that is cut off: the body of a drained hold is told before that worker lets anybody in."""
+    async with proxied(server) as proxy:
+        here, there = make(), make(proxy.port)
+        async with there.lifespan():
+            in_flight = there.snapshot.in_flight
+            async with here.on(drain=PATIENCE) as hold:
+                proxy.open.clear()
+                server.do("FLUSHALL")
+                while not hold.lost:
+                    assert not in_flight.enter("request")
+                    await anyio.sleep(0.01)
+                await until(lambda: in_flight.enter("request"))
+                in_flight.leave("request")
+            proxy.open.set()
+            await until(lambda: there.snapshot.last_known() and there.snapshot.stale is None)
+
+
+async def test_who_stays_closed_needs_no_register(server, make):
+    """With `on_backend_error=closed` everywhere an emptied register costs no drained hold: who is cut off stays closed."""
+    async with proxied(server) as proxy:
+        here, there = make(on_backend_error="closed"), make(proxy.port, on_backend_error="closed")
+        async with there.lifespan():
+            async with here.on(drain=PATIENCE) as hold:
+                proxy.open.clear()
+                server.do("FLUSHALL")
+                end = time.monotonic() + 4
+                while time.monotonic() < end:
+                    assert not there.snapshot.in_flight.enter("request")
+                    await anyio.sleep(0.02)
+                assert not hold.lost
+            proxy.open.set()
+            await until(lambda: there.last_known_mode() is None)
+
+
+async def test_a_goodbye_that_was_held_up_strikes_nobody_off(server, make):
+    """A worker that has said goodbye and is back stays registered when an older goodbye arrives."""
+    maintenance = make()
+    fleet = maintenance.backend._fleet
+    for _ in range(2):
+        async with maintenance.lifespan():
+            number = fleet._beats
+    async with maintenance.lifespan():
+        with server.client() as client:
+            common = ["fresh", "", "-1", "600", "45", ""]
+            assert client.eval(GOODBYE.source, 5, *KEYS, *common, fleet._id, number) == 0
+        assert len(await maintenance.workers()) == 1
+    assert await maintenance.workers() == ()
+
+
+async def test_a_beat_that_was_held_up_changes_nothing(server, make):
+    """What a worker said later is not overwritten by what it said before."""
+    maintenance = make()
+    fleet = maintenance.backend._fleet
+    async with maintenance.lifespan():
+        await until(lambda: fleet._registered)
+        with server.client() as client:
+            common = ["fresh", "", "-1", "600", "45", ""]
+            late = client.eval(BEAT.source, 5, *KEYS, *common, fleet._id, 0, 0, 1500, "- 1 ghost", "{}")
+            assert (late[0], client.hgetall(KEYS[3])) == (0, {})
+
+
+async def test_two_backends_of_one_store_know_that_they_would_wait_for_each_other(make):
+    """A drain inside a counted request is an error at once, through another object of the same state as well."""
+    outer, inner = make(), make()
+    app = FastAPI(dependencies=[Depends(outer.guard)])
+    told = []
+
+    @app.get("/")
+    async def drain():
+        with pytest.raises(DrainWouldDeadlock):
+            await inner.on(drain=1).__aenter__()
+        told.append(await inner.status())
+
+    assert TestClient(app).get("/").status_code == 200
+    assert [status.active for status in told] == [False]
+
+
+async def test_a_slow_count_does_not_use_up_the_time_of_a_drain(make, monkeypatch):
+    """However long one answer took, the fleet is counted again soon."""
+    here, there = make(), make()
+    fleet = here.backend._fleet
+    vouch, counts = fleet._vouch, []
+
+    async def slow(held, *, scan):
+        silent = await vouch(held, scan=scan)
+        if scan and not held.drained:
+            counts.append(time.monotonic())
+            if len(counts) == 1:
+                await anyio.sleep(0.3)
+        return silent
+
+    monkeypatch.setattr(fleet, "_vouch", slow)
+    async with there.lifespan():
+        in_flight = there.snapshot.in_flight
+        await until(lambda: in_flight.enter("request"))
+        with pytest.raises((DrainTimeout, DrainIncomplete)):
+            await here.on(drain=1.5).__aenter__()
+        in_flight.leave("request")
+    assert len(counts) > 2
+
+
+async def test_what_is_missing_from_a_new_register_is_said(server, make):
+    """Right after Redis was emptied it cannot know all workers: the error says that, and a later try enters."""
+    here, there = make(lease=6), make(lease=6)
+    async with there.lifespan():
+        with pytest.raises(DrainIncomplete, match="Redis began or restarted"):
+            await here.on(drain=0.5).__aenter__()
+        async with here.on(drain=PATIENCE):
+            assert not there.snapshot.in_flight.enter("request")
+
+
+@pytest.mark.parametrize("policy", ["open", "closed"])
+def test_without_redis_a_start_waits_once(make, policy):
+    """The lifespan's wait is the only one: the first request after it is answered at once."""
+    maintenance = make(free_port(), on_backend_error=policy, read_timeout=0.9)
+    app = FastAPI(dependencies=[Depends(maintenance.guard)], lifespan=maintenance.lifespan)
+    app.get("/")(lambda: "hello")
+    with TestClient(app) as client:
+        began = time.monotonic()
+        assert client.get("/").status_code == {"open": 200, "closed": 503}[policy]
+        assert time.monotonic() - began < 0.5
+
+
+async def test_who_stays_closed_lets_nobody_in_before_the_fleet_knows_of_it(server, make):
+    """With `on_backend_error=closed` the wait may end, but who is not registered counts no request in."""
+    async with proxied(server) as proxy:
+        proxy.open.clear()
+        maintenance = make(proxy.port, on_backend_error="closed", read_timeout=0.1)
+        app = FastAPI(dependencies=[Depends(maintenance.guard)])
+        app.get("/")(lambda: "hello")
+        in_flight = maintenance.snapshot.in_flight
+        assert TestClient(app).get("/").status_code == 503
+        assert not in_flight.enter("request")
+        proxy.open.set()
+        await until(lambda: in_flight.enter("request"))
+        assert server.do("ZCARD", KEYS[2]) == 1
+        in_flight.leave("request")

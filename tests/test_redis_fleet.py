@@ -81,7 +81,7 @@ async def test_a_register_that_was_emptied_prolongs_no_promise(server, make):
 
 
 async def test_who_stays_closed_needs_no_register(server, make):
-    """With `on_backend_error=closed` everywhere an emptied register costs no drained hold: who is cut off stays closed."""
+    """With `on_backend_error=closed` an emptied register costs no drained hold: who is cut off stays closed."""
     async with proxied(server) as proxy:
         here, there = make(on_backend_error="closed"), make(proxy.port, on_backend_error="closed")
         async with there.lifespan():

@@ -17,9 +17,9 @@ from starlette.types import Scope
 from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
-from fastapi_maintenance.gate import DECIDED, Gate, current_owner, passing
+from fastapi_maintenance.gate import Gate, current_owner, passing
 from fastapi_maintenance.holds import Drain, HoldContext, hold_template
-from fastapi_maintenance.inflight import InFlight, Passage, Worker, enter, path_of
+from fastapi_maintenance.inflight import InFlight, Passage, Worker, enter, noted, path_of
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
 from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
@@ -525,8 +525,8 @@ async def serving(scope: Scope) -> Maintenance:
     given = await overridden(app)
     if given is not None:
         return given
-    passed = [owner for owner, *_ in scope.get(DECIDED, ()) if isinstance(owner, Maintenance)]
-    return (passed[-1] if passed else None) or _guarding(app) or get_maintenance()
+    passed = next((passage.owner for passage in noted(scope) if isinstance(passage.owner, Maintenance)), None)
+    return passed or _guarding(app) or get_maintenance()
 
 
 def _guarding(app: Any) -> Maintenance | None:

@@ -129,11 +129,13 @@ class Gate:
 
     async def status(self) -> MaintenanceStatus:
         """Give the status now. Only the first look of a process may wait for a distant store."""
-        snapshot = self.owner.snapshot
-        status = self._status(await self._state())
-        if status.phase == "closing":
-            status = await self._with_workers(status)
-        return status if snapshot.stale is None else replace(status, stale=snapshot.stale)
+        status = self._told(await self._state())
+        return await self._with_workers(status) if status.phase == "closing" else status
+
+    def _told(self, state: MaintenanceState) -> MaintenanceStatus:
+        """Give what `state` means now, and whether it is stale."""
+        status, stale = self._status(state), self.owner.snapshot.stale
+        return status if stale is None else replace(status, stale=stale)
 
     def _status(self, state: MaintenanceState) -> MaintenanceStatus:
         """Give what `state` means now; computed again when a clock may have changed it, be it only `retry_after`."""
@@ -254,16 +256,18 @@ class Gate:
         mark = mark_of(endpoint) if marks_set() else None
         if self._noted(scope) is not None and mark is not Mark.FORCED_ON:
             return None
-        self._in_flight.join()
-        if not self._in_flight.ready:
-            await self._in_flight.wait_ready(self._read_timeout)
+        in_flight = self.owner.snapshot.in_flight
+        in_flight.join()
+        if not in_flight.ready:
+            await in_flight.wait_ready(self._read_timeout)
         verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt, passage=passage)
         if verdict is not Verdict.REFUSED:
             # What stands in here for switch and windows says nothing to another gate.
             if verdict is not _ADMITTED or self._enabled is None:
                 (passage or Passage(self.owner)).note(scope, verdict)
             return None
-        status = await self.status()
+        # Without the workers of a drain: a request never waits for their locks.
+        status = self._told(self._look() or self._unknown)
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")

@@ -26,8 +26,8 @@ class MaintenanceActive(MaintenanceError, HTTPException):
     """
 
     def __init__(self, status: MaintenanceStatus, response: Response, detail: str) -> None:
-        retry_after = response.headers.get("Retry-After")
-        headers = {"Retry-After": retry_after} if retry_after is not None else None
+        told = [value for name, value in response.raw_headers if name == b"retry-after"]
+        headers = {"Retry-After": told[0].decode("latin-1")} if told else None
         HTTPException.__init__(self, response.status_code, detail, headers)
         self.status = status
         self.response = response

@@ -14,7 +14,7 @@ from starlette.types import Scope
 from fastapi_maintenance.decision import Verdict, decide
 from fastapi_maintenance.errors import BackendError, MaintenanceActive
 from fastapi_maintenance.exemptions import ExemptHandler, Exemptions
-from fastapi_maintenance.inflight import InFlight, Passage, current_passage, enter
+from fastapi_maintenance.inflight import NOTES, InFlight, Passage, current_passage, enter, noted
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
 from fastapi_maintenance.refusal import Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
@@ -23,9 +23,6 @@ from fastapi_maintenance.state import MaintenanceState, MaintenanceStatus, Mode,
 from fastapi_maintenance.telemetry import Telemetry
 
 logger = logging.getLogger("fastapi_maintenance")
-
-DECIDED = "fastapi_maintenance"
-"""Key of the ASGI scope under which the verdicts on a request are kept, by object."""
 
 
 class Owner(Protocol):
@@ -95,7 +92,7 @@ class Gate:
     """Decides on requests for one object.
 
     Args:
-        owner: The object; its state, its settings, and the name under which verdicts are kept.
+        owner: The object; its state, its settings, and for whom verdicts are noted.
         exempt_handler: The user's own reason to let a request through.
         response_handler: The user's own answer.
         enabled: Stands in for switch and windows, where it is not `None`.
@@ -132,11 +129,13 @@ class Gate:
 
     async def status(self) -> MaintenanceStatus:
         """Give the status now. Only the first look of a process may wait for a distant store."""
-        snapshot = self.owner.snapshot
-        status = self._status(await self._state())
-        if status.phase == "closing":
-            status = await self._with_workers(status)
-        return status if snapshot.stale is None else replace(status, stale=snapshot.stale)
+        status = self._told(await self._state())
+        return await self._with_workers(status) if status.phase == "closing" else status
+
+    def _told(self, state: MaintenanceState) -> MaintenanceStatus:
+        """Give what `state` means now, and whether it is stale."""
+        status, stale = self._status(state), self.owner.snapshot.stale
+        return status if stale is None else replace(status, stale=stale)
 
     def _status(self, state: MaintenanceState) -> MaintenanceStatus:
         """Give what `state` means now; computed again when a clock may have changed it, be it only `retry_after`."""
@@ -199,15 +198,19 @@ class Gate:
         """
         if endpoint is not None and marks_set() and mark_of(endpoint) is not None:
             return False
-        if self._request(scope) in scope.get(DECIDED, ()):
+        if NOTES in scope and self._noted(scope) is not None:
             return True
         # Who was closed to look at it last need not be counted to see that it still is.
-        if (self._reading.mode is not None and not self._is_open()) or not passage.count_in(self._in_flight):
+        if self._reading.mode is not None and not self._is_open():
+            return False
+        if not passage.count_in(self.owner.snapshot.in_flight):
             return False
         if not self._is_open():
             passage.count_out()
             return False
-        self._note(passage, scope, _ADMITTED)
+        # What stands in here for switch and windows says nothing to another gate.
+        if self._enabled is None:
+            passage.note(scope, _ADMITTED)
         return True
 
     @property
@@ -215,23 +218,17 @@ class Gate:
         return self.owner.snapshot.in_flight
 
     def _is_open(self) -> bool:
-        state = self._look()
+        # `_look` and `_mode` in one: each request comes here.
+        state = self.owner.snapshot.look(self._refresh_interval, self._read_timeout) or self._assumed()
+        reading = self._reading
+        if reading.state is state and reading.always:
+            return reading.mode is None
         return state is not None and self._mode(state) is None
 
-    def _note(self, passage: Passage | None, scope: Scope, verdict: Verdict) -> None:
-        """Note that a request was let through, so that no other gate of the object asks again on its way."""
-        if verdict is _ADMITTED and self._enabled is False:
-            # What stands in here for switch and windows says nothing to another gate.
-            return
-        decided, request = scope.setdefault(DECIDED, {}), self._request(scope)
-        decided[request] = verdict
-        if passage is not None:
-            # A middleware outside may run the application again with this scope.
-            passage.note(decided, request)
-
-    def _request(self, scope: Scope) -> tuple[Owner, str | None, str]:
-        """Name a request: a middleware that rewrites the method or the path makes another one of it."""
-        return (self.owner, scope.get("method"), scope["path"])
+    def _noted(self, scope: Scope) -> Verdict | None:
+        """Give why a gate of the object has let this request through, `None` where none has."""
+        owner = self.owner
+        return next((p.verdict for p in noted(scope) if p.owner is owner and p.is_for(scope)), None)
 
     async def check(
         self,
@@ -257,16 +254,20 @@ class Gate:
             The refusal, `None` to let it through.
         """
         mark = mark_of(endpoint) if marks_set() else None
-        if self._request(scope) in scope.get(DECIDED, ()) and mark is not Mark.FORCED_ON:
+        if self._noted(scope) is not None and mark is not Mark.FORCED_ON:
             return None
-        self._in_flight.join()
-        if not self._in_flight.ready:
-            await self._in_flight.wait_ready(self._read_timeout)
+        in_flight = self.owner.snapshot.in_flight
+        in_flight.join()
+        if not in_flight.ready:
+            await in_flight.wait_ready(self._read_timeout)
         verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt, passage=passage)
         if verdict is not Verdict.REFUSED:
-            self._note(passage, scope, verdict)
+            # What stands in here for switch and windows says nothing to another gate.
+            if verdict is not _ADMITTED or self._enabled is None:
+                (passage or Passage(self.owner)).note(scope, verdict)
             return None
-        status = await self.status()
+        # Without the workers of a drain: a request never waits for their locks.
+        status = self._told(self._look() or self._unknown)
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")
@@ -298,7 +299,7 @@ class Gate:
 
     def admitted(self, scope: Scope) -> bool:
         """Tell whether a request was let through because it was open, not for its mark or an exemption."""
-        return scope.get(DECIDED, {}).get(self._request(scope)) is _ADMITTED
+        return self._noted(scope) is _ADMITTED
 
     def is_closed_to(self, method: str | None) -> bool:
         """Tell, without waiting, whether it is closed for this method; exemptions are another question."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import datetime
@@ -158,6 +159,10 @@ def path_of(scope: Scope) -> str | None:
     return path or None
 
 
+NOTES = "fastapi_maintenance"
+"""Key of the ASGI scope for the last passage whose request was let through; each knows the one before it."""
+
+
 class Passage:
     """One request (or lifespan) on its way through a gate.
 
@@ -165,15 +170,20 @@ class Passage:
         owner: The object that the gate belongs to.
         counted: Where the request is counted, `None` while it is not.
         token: Knows the gate before this one, `None` where this one is not current.
+        verdict: Why the request was let through, `None` while it was not and when the passage is over.
+        before: The passage that was noted in the scope before this one.
     """
 
-    __slots__ = ("_noted", "_request", "_scope", "counted", "owner", "token")
+    # No slots: of the objects that each request makes, Python makes those without them faster.
 
-    def __init__(self, owner: Any, scope: Scope | None) -> None:
+    def __init__(self, owner: Any, scope: Scope | None = None) -> None:
         self.owner = owner
         self.counted: InFlight | None = None
         self.token: Token[Passage | None] | None = None
-        self._noted: dict[Any, Any] | None = None
+        self.verdict: Any = None
+        self.before: Passage | None = None
+        self._method: str | None = None
+        self._path: str | None = None
         self._scope = scope
 
     def __str__(self) -> str:
@@ -200,21 +210,30 @@ class Passage:
             self.counted.leave(self)
             self.counted = None
 
-    def note(self, decided: dict[Any, Any], request: Any) -> None:
-        """Remember where it is noted that the request was let through: it holds no longer than the passage."""
-        self._noted, self._request = decided, request
+    def note(self, scope: Scope, verdict: object) -> None:
+        """Note in the scope that the request was let through; it holds no longer than the passage."""
+        self.verdict = verdict
+        self._method, self._path = scope.get("method"), scope["path"]
+        if NOTES in scope:
+            self.before = scope[NOTES]
+        scope[NOTES] = self
+
+    def is_for(self, scope: Scope) -> bool:
+        """Tell whether it was noted for this request: a middleware that rewrites method or path makes another one."""
+        return self._path == scope["path"] and self._method == scope.get("method")
 
     def leave(self) -> None:
         """End: it is counted no more, and the gate before it is the current one again.
 
         What outlives the request keeps nothing of it but the owner.
         """
-        counted, noted, token = self.counted, self._noted, self.token
-        self.counted = self._noted = self.token = self._scope = None
+        counted, token, scope = self.counted, self.token, self._scope
+        self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
             counted.leave(self)
-        if noted is not None:
-            noted.pop(self._request, None)
+        if scope is not None and scope.get(NOTES) is self:
+            # A middleware outside may run the application again with this scope.
+            scope[NOTES] = self.before
         if token is not None:  # pragma: no branch - it leaves once
             # A server may end a request or a lifespan in another context than the one that began it.
             try:
@@ -231,6 +250,15 @@ class Passage:
             outer = None if passage.token is None else passage.token.old_value
             passage = outer if isinstance(outer, Passage) else None
         return False
+
+
+def noted(scope: Scope) -> Iterator[Passage]:
+    """Give the passages that have let a request through and are not over, the last one first."""
+    passage: Passage | None = scope.get(NOTES)
+    while passage is not None:
+        if passage.verdict is not None:
+            yield passage
+        passage = passage.before
 
 
 _current: ContextVar[Passage | None] = ContextVar("fastapi_maintenance", default=None)

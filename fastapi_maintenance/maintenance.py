@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -17,9 +17,9 @@ from starlette.types import Scope
 from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
-from fastapi_maintenance.gate import DECIDED, Gate, current_owner, passing
+from fastapi_maintenance.gate import Gate, current_owner, passing
 from fastapi_maintenance.holds import Drain, HoldContext, hold_template
-from fastapi_maintenance.inflight import InFlight, Passage, Worker, enter, path_of
+from fastapi_maintenance.inflight import InFlight, Passage, Worker, enter, noted, path_of
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
 from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
@@ -107,16 +107,23 @@ class Maintenance:
 
     # For applications
 
-    async def guard(self, connection: HTTPConnection) -> None:
+    @cached_property
+    def guard(self) -> Callable[[HTTPConnection], Awaitable[None]]:
         """Refuse a request while it is closed; a dependency for HTTP and websockets: `Depends(maintenance.guard)`.
 
-        Raises:
-            MaintenanceActive: It is closed.
+        It raises `MaintenanceActive`.
         """
-        scope = connection.scope
-        passage = self._enter(scope)
-        if passage is None or not self.gate.admit_if_open(passage, scope, scope.get("endpoint")):
-            await self._check(passage, scope, exempt=False)
+        gate = self.gate
+
+        # A function, for of a method FastAPI asks more at each request.
+        async def guard(connection: HTTPConnection) -> None:
+            scope = connection.scope
+            passage = self._enter(scope)
+            if passage is None or not gate.admit_if_open(passage, scope, scope.get("endpoint")):
+                await self._check(passage, scope, exempt=False)
+
+        vars(guard)["maintenance"] = self
+        return guard
 
     def guard_unless(self, exempt: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
         """Give a guard that first solves `Depends(exempt)` and lets the request through when that is true.
@@ -232,15 +239,11 @@ class Maintenance:
     @cached_property
     def route_class(self) -> type["MaintenanceRoute"]:
         """A `MaintenanceRoute` that serves this object: `APIRouter(route_class=maintenance.route_class)`."""
-        bound = self.gate
 
         class BoundMaintenanceRoute(MaintenanceRoute):
             maintenance = self
-            bound = True
+            bound = self.gate
             refusal_code = self.settings.status_code
-
-            async def gate(self, scope: Scope) -> Gate:  # noqa: ARG002 - bound
-                return bound
 
         return BoundMaintenanceRoute
 
@@ -446,11 +449,9 @@ class MaintenanceRoute(GatedRoute):
     request already came through, the object whose guard stands in the app's dependencies, the default object.
     """
 
-    bound: ClassVar[bool] = False
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not self.bound:
+        if self.bound is None:
             _check_environment()
 
     async def gate(self, scope: Scope) -> Gate:
@@ -479,6 +480,9 @@ def get_maintenance() -> Maintenance:
         ValueError: The environment is wrong.
         BackendError: The backend cannot be made.
     """
+    known = _Default.maintenance
+    if known is not None:
+        return known
     with _Default.lock:
         if _Default.maintenance is None:
             _Default.maintenance = Maintenance()
@@ -522,22 +526,24 @@ async def overridden(app: object) -> Maintenance | None:
 async def serving(scope: Scope) -> Maintenance:
     """Give the object that serves a request at a gate that is bound to none."""
     app = scope.get("app")
-    given = await overridden(app)
-    if given is not None:
-        return given
-    passed = [owner for owner, *_ in scope.get(DECIDED, ()) if isinstance(owner, Maintenance)]
-    return (passed[-1] if passed else None) or _guarding(app) or get_maintenance()
+    if get_maintenance in getattr(app, "dependency_overrides", ()):
+        given = await overridden(app)
+        if given is not None:
+            return given
+    passed = next((passage.owner for passage in noted(scope) if isinstance(passage.owner, Maintenance)), None)
+    return passed or _guarding(app) or get_maintenance()
 
 
 def _guarding(app: Any) -> Maintenance | None:
     """Give the object whose guard stands in the dependencies of `app`."""
-    dependencies = getattr(getattr(app, "router", None), "dependencies", ())
-    return next((owner for depends in dependencies if (owner := owner_of_guard(depends.dependency)) is not None), None)
+    for depends in getattr(getattr(app, "router", None), "dependencies", ()):
+        owner = owner_of_guard(depends.dependency)
+        if owner is not None:
+            return owner
+    return None
 
 
 def owner_of_guard(dependency: Any) -> Maintenance | None:
     """Give the object whose guard a dependency is."""
     owner = getattr(dependency, "maintenance", None)
-    if owner is None and getattr(dependency, "__func__", None) is Maintenance.guard:
-        owner = dependency.__self__
     return owner if isinstance(owner, Maintenance) else None

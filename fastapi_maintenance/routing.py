@@ -234,6 +234,9 @@ class GatedRoute(APIRoute):
     maintenance: ClassVar[object | None] = None
     """The object that the class is bound to."""
 
+    bound: ClassVar[Gate | None] = None
+    """Its gate."""
+
     refusal_code: ClassVar[int] = 503
 
     @property
@@ -254,7 +257,7 @@ class GatedRoute(APIRoute):
         self._responses = {k: v for k, v in responses.items() if v is not told} if ours else responses
 
     async def gate(self, scope: Scope) -> Gate:
-        """Give the gate of the object that serves this request."""
+        """Give the gate of the object that serves this request, where the class is bound to none."""
         raise NotImplementedError
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -262,7 +265,7 @@ class GatedRoute(APIRoute):
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
-        gate = await self.gate(scope)
+        gate = self.bound or await self.gate(scope)
         passage = enter(gate.owner, scope)
         try:
             if not gate.admit_if_open(passage, scope, self.endpoint):

@@ -17,9 +17,12 @@ _SERVER = "fastapi.telemetry"
 """Key of the ASGI scope under which FastAPI (from 0.145) keeps the request's server span."""
 
 
+_METRICS, _TRACE = "opentelemetry.metrics", "opentelemetry.trace"
+
+
 def _loaded(name: str) -> ModuleType | None:
     """Give a part of the OpenTelemetry API that the application (or FastAPI itself) has imported."""
-    return sys.modules.get(f"opentelemetry.{name}")
+    return sys.modules.get(name)
 
 
 class _Observed:
@@ -31,7 +34,7 @@ class _Observed:
 
 def _observe(options: object) -> Iterable[Any]:  # noqa: ARG001 - what a callback gets
     """Tell of each scope whether any object of it is closed."""
-    metrics: Any = _loaded("metrics")
+    metrics: Any = _loaded(_METRICS)
     with _Observed.lock:
         telemetries = list(_Observed.telemetries)
     closed: dict[str, bool] = {}
@@ -60,8 +63,10 @@ class Telemetry:
 
     def begin(self) -> None:
         """Make the instruments, unless they are there or nobody has imported OpenTelemetry yet."""
-        metrics: Any = _loaded("metrics")
-        if metrics is None or self._counter is not None:
+        if self._counter is not None:
+            return
+        metrics: Any = _loaded(_METRICS)
+        if metrics is None:
             return
         with _Observed.lock:
             _Observed.telemetries.add(self)
@@ -83,7 +88,7 @@ class Telemetry:
             route: The route's path with placeholders, where there is one.
         """
         attributes = {"maintenance.gate": gate, "maintenance.scope": self.scope}
-        trace: Any = _loaded("trace")
+        trace: Any = _loaded(_TRACE)
         if trace is not None:
             # A guard runs within FastAPI's own span for dependencies, which is the current one there.
             span = getattr(scope.get(_SERVER), "span", None) or trace.get_current_span()

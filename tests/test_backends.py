@@ -173,6 +173,13 @@ def test_the_environment_is_read_live(monkeypatch, word, mode):
     assert (switch and switch.mode) == mode
 
 
+def test_a_dictionary_in_place_of_the_environment_is_read_live(monkeypatch):
+    """A backend made before or after `os.environ` was replaced by a plain dictionary sees what stands there."""
+    before = EnvVarBackend()
+    monkeypatch.setattr("os.environ", {VARIABLE: "1"})
+    assert all(backend.peek_state().switch for backend in (before, EnvVarBackend()))
+
+
 @pytest.mark.anyio
 async def test_the_environment_keeps_one_state_object_while_it_says_the_same(monkeypatch):
     """Another word for the same mode gives the same object; a new mode gives a higher revision."""

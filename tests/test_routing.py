@@ -24,7 +24,7 @@ from fastapi_maintenance import (
     force_maintenance_mode_on,
 )
 from fastapi_maintenance.backends import MemoryBackend
-from fastapi_maintenance.gate import DECIDED
+from fastapi_maintenance.inflight import NOTES, noted
 from fastapi_maintenance.marks import _Count
 from fastapi_maintenance.routing import GatedRoute, Marked, operation_of, routed
 
@@ -591,16 +591,17 @@ async def test_body_of_a_refused_request_is_not_read(gate, mark):
 @pytest.mark.anyio
 async def test_decision_is_noted_in_the_scope():
     """What a gate decided stands in the scope while the request runs, nothing where the framework answers by itself."""
-    noted = []
+    owners = []
     maintenance = open_one()
     app = all_gates(FastAPI(), maintenance)
     found, missing = scope_of("/op"), scope_of("/nowhere")
     await maintenance.enable(mode="read_only")
-    await app(found, AsyncMock(), AsyncMock(side_effect=lambda message: noted.extend(found[DECIDED])))
+    tell = AsyncMock(side_effect=lambda message: owners.extend(passage.owner for passage in noted(found)))
+    await app(found, AsyncMock(), tell)
     await app(missing, AsyncMock(), AsyncMock())
-    assert {owner for owner, *_ in noted} == {maintenance}
-    assert found[DECIDED] == {}
-    assert DECIDED not in missing
+    assert set(owners) == {maintenance}
+    assert found[NOTES] is None
+    assert NOTES not in missing
 
 
 def test_a_route_class_needs_a_gate():

@@ -21,6 +21,7 @@ MODULES = {
 LAYERS = [
     ["state", "marks", "tasks", "forks", "negotiation", "backends.redis", "backends.redis.scripts"],
     ["backends.redis.urls"],
+    ["backends.redis.clients", "backends.redis.reasons"],
     ["audit", "decision", "errors", "openapi", "page", "telemetry"],
     ["inflight"],
     ["backends.base", "backends.locks", "backends.redis.holds", "backends.redis.link"],

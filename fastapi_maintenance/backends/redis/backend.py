@@ -11,9 +11,11 @@ from weakref import WeakValueDictionary
 import anyio.to_thread
 
 from fastapi_maintenance.backends.base import BaseStateBackend, Edit
+from fastapi_maintenance.backends.redis.clients import factory_of
 from fastapi_maintenance.backends.redis.fleet import Fleet, Terms
 from fastapi_maintenance.backends.redis.link import Link
-from fastapi_maintenance.backends.redis.urls import Target, factory_of, target_of
+from fastapi_maintenance.backends.redis.reasons import Explainer
+from fastapi_maintenance.backends.redis.urls import Target, target_of
 from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.state import Hold, MaintenanceState, utcnow
 from fastapi_maintenance.tasks import to_the_end
@@ -185,6 +187,7 @@ def _link(target: Target | None, factory: Callable[[], Any] | None, terms: Terms
                 raise BackendError("RedisBackend", str(error)) from None
             if connect is None:
                 raise TypeError("RedisBackend takes a URL, or client_factory=; one of them")
-            link = Link(connect, timeout, () if target is None else target.secrets)
+            secrets = () if target is None else target.secrets
+            link = Link(connect, timeout, Explainer("Redis" if target is None else target.name, secrets))
             _Links.known[key] = link
         return link

@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.to_thread
 
+from fastapi_maintenance.backends.redis.clients import close, subscription
+from fastapi_maintenance.backends.redis.reasons import Explainer, Reason, only_refuses
 from fastapi_maintenance.backends.redis.scripts import Script
-from fastapi_maintenance.backends.redis.urls import hidden
 from fastapi_maintenance.forks import follow_forks
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -66,13 +67,13 @@ class Link:
     Args:
         connect: Makes a client.
         timeout: Seconds that an answer may take.
-        secrets: What no message may show.
+        explainer: Tells people what went wrong.
     """
 
-    def __init__(self, connect: Callable[[], Any], timeout: float, secrets: tuple[str, ...]) -> None:
+    def __init__(self, connect: Callable[[], Any], timeout: float, explainer: Explainer) -> None:
         self._connect = connect
         self._timeout = timeout
-        self._secrets = secrets
+        self._explained = explainer.explain
         # Replaced whole, so that it can be gone through in another thread.
         self._listeners: frozenset[Listener] = frozenset()
         self._lock = threading.RLock()
@@ -83,7 +84,7 @@ class Link:
     def _begin(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
-        self._reason = "it was not asked yet"
+        self._reason = self._explained(TimeoutError())
         self._contact = asyncio.Event()
         self._changed = asyncio.Event()
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -150,21 +151,25 @@ class Link:
     # In the thread
 
     async def _bounded(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        """Try again whenever there is contact, for whatever is asked may be asked twice."""
+        failed: OutOfContact | None = None
         try:
             async with asyncio.timeout(seconds):
-                return await self._tried(work)
+                while True:
+                    await self._made_contact()
+                    try:
+                        return await work()
+                    except OutOfContact as error:
+                        failed = error
         except TimeoutError:
-            raise OutOfContact(self._reason if not self._contact.is_set() else self._silence()) from None
+            silent = self._explained(TimeoutError()) if self._contact.is_set() else self._reason
+            raise failed or OutOfContact(silent.text) from None
 
-    async def _tried(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Try again whenever there is contact, for whatever is asked may be asked twice."""
-        while True:
+    async def _made_contact(self) -> None:
+        while not self._contact.is_set():
+            if self._reason.lasts:
+                raise Refused(self._reason.text)
             await self._contact.wait()
-            with suppress(OutOfContact):
-                return await work()
-
-    def _silence(self) -> str:
-        return f"no answer within {self._timeout:g} s"
 
     async def script(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Any:
         """Run a script.
@@ -179,7 +184,7 @@ class Link:
     async def _run_script(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Any:
         client = self._client
         if client is None:
-            raise OutOfContact(self._reason)
+            raise OutOfContact(self._reason.text)
         try:
             async with asyncio.timeout(_GRACE * self._timeout):
                 try:
@@ -190,26 +195,25 @@ class Link:
                 return await client.eval(script.source, len(keys), *keys, *arguments)
         except Exception as error:  # noqa: BLE001 - as above
             reason = self._explained(error)
-            if _only_refuses(error):
-                raise Refused(reason) from None
+            if only_refuses(error):
+                raise Refused(reason.text) from None
             self._break_off(client, reason)
-            raise OutOfContact(reason) from None
+            raise OutOfContact(reason.text) from None
 
-    def _explained(self, error: BaseException) -> str:
-        if isinstance(error, TimeoutError) and not str(error):
-            return self._silence()
-        return hidden(f"{type(error).__name__}: {error}", self._secrets)
-
-    def _break_off(self, client: object, reason: str) -> None:
+    def _break_off(self, client: object, reason: Reason) -> None:
         if client is self._client and self._contact.is_set():
             self._contact.clear()
             self._changed.set()
             self._lose_contact(reason)
 
-    def _lose_contact(self, reason: str) -> None:
+    def _lose_contact(self, reason: Reason) -> None:
         self._reason = reason
+        if reason.lasts:
+            # Who waits for contact is told that it is in vain.
+            self._contact.set()
+            self._contact.clear()
         for listener in self._listeners:
-            listener.lose_contact(reason)
+            listener.lose_contact(reason.text)
 
     def _main(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -226,9 +230,12 @@ class Link:
             loop.close()
 
     async def _serve(self) -> None:
-        pause = FIRST_PAUSE
+        clock, pause = asyncio.get_running_loop().time, FIRST_PAUSE
         while self._goes_on():
-            if await self._session():
+            began = clock()
+            await self._session()
+            # A server that hangs up at once, or refuses all, is not asked in haste.
+            if clock() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
             if self._listeners:
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
@@ -241,19 +248,17 @@ class Link:
                 self._loop = None
             return self._loop is not None
 
-    async def _session(self) -> bool:
-        """Talk until the contact breaks or nobody listens; tell whether there was any."""
+    async def _session(self) -> None:
+        """Talk until the contact breaks or nobody listens."""
         client: Any = None
         news: Any = None
-        began = False
         tasks: dict[object, asyncio.Task[None]] = {}
         try:
             client = self._connect()
-            news = client.pubsub()
             self._changed.clear()
             async with asyncio.timeout(_GRACE * self._timeout):
+                news = await subscription(client, next(iter(self._listeners)).channel)
                 await news.subscribe(*(listener.channel for listener in self._listeners))
-            began = True
             self._client = client
             self._contact.set()
             tasks[news] = asyncio.create_task(self._listen(client, news))
@@ -268,7 +273,6 @@ class Link:
             await asyncio.gather(*tasks.values(), return_exceptions=True)
             await self._close(news)
             await self._close(client)
-        return began
 
     async def _attend(self, news: Any, tasks: dict[object, asyncio.Task[None]]) -> None:
         subscribed = {listener.channel for listener in self._listeners}
@@ -293,7 +297,7 @@ class Link:
     async def _close(self, opened: Any) -> None:
         with suppress(Exception):
             async with asyncio.timeout(self._timeout):
-                await opened.aclose()
+                await close(opened)
 
     async def _listen(self, client: Any, news: Any) -> None:
         """Hear what is published; a subscription that does not even answer a ping breaks the contact off."""
@@ -321,10 +325,3 @@ class Link:
         for listener in self._listeners:
             if listener.channel == name and message["type"] == "message":
                 listener.hear(message["data"])
-
-
-def _only_refuses(error: Exception) -> bool:
-    """Tell whether the server answered, and is one that may do what it was asked."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    replica = {"ReadOnlyError", "ClusterDownError", "MovedError", "TryAgainError"}
-    return "ResponseError" in kinds and not kinds & replica and "READONLY" not in str(error)

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -30,31 +31,52 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Server:
-    """A redis-server of our own, with an append-only log in its directory."""
+def url_of(base, **query):
+    """Give a URL with what the query says, and our lease."""
+    return f"{base}?{urlencode({'lease': LEASE, **query})}"
 
-    def __init__(self, directory: Path, *options):
+
+class Server:
+    """A redis-server (or valkey-server) of our own, with an append-only log in its directory.
+
+    Args:
+        directory: Where it writes.
+        options: More of its command line.
+        program: Which one.
+        client_options: What clients have to know of it.
+    """
+
+    def __init__(self, directory: Path, *options, program="redis-server", **client_options):
         self.directory, self.options, self.port = directory, options, free_port()
+        self.program, self.client_options = shutil.which(program), client_options
         self.process = None
         self.start()
 
     def url(self, **query):
         """Give the URL for the backend."""
-        pairs = "&".join(f"{key}={value}" for key, value in {"lease": LEASE, **query}.items())
-        return f"redis://127.0.0.1:{self.port}/0?{pairs}"
+        return url_of(f"redis://127.0.0.1:{self.port}/0", **query)
+
+    def command(self):
+        """Give the command line; the last one of two options that are the same counts."""
+        return [self.program, *self.where(), "--save", "", *self.more()]
+
+    def where(self):
+        """Give the part of it that says where it is."""
+        return ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory))
+
+    def more(self):
+        """Give the options."""
+        return [option.format(port=self.port) for option in self.options]
 
     def start(self):
         """Start it, again on the same port and the same log."""
-        base = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", "")
         with (self.directory / "redis.log").open("a") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own
-                [shutil.which("redis-server"), *base, *self.options], stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log)  # noqa: S603 - our own
         until(self.answers)
 
     def client(self):
         """Give a client."""
-        return redis.Redis(port=self.port, decode_responses=True)
+        return redis.Redis(**{"port": self.port, "decode_responses": True, **self.client_options})
 
     def answers(self):
         """Tell whether it is up."""
@@ -130,15 +152,136 @@ class Proxy:
             opened.close()
 
 
-@contextlib.contextmanager
-def redis_server(directory, *options):
+def redis_server(directory, *options, **more):
     """Start a server for the time of a block."""
-    server = Server(directory, *options)
+    return ended(Server(directory, *options, **more))
+
+
+@contextlib.contextmanager
+def ended(server):
+    """End a server with a block."""
     try:
         yield server
     finally:
         server.resume()
         server.kill()
+
+
+class Sentinel(Server):
+    """A sentinel of our own; the configuration that it writes again is in its directory."""
+
+    def command(self):
+        """Give the command line."""
+        return [self.program, self.directory / "sentinel.conf", "--sentinel", *self.where(), *self.more()]
+
+
+class Sentinels:
+    """A primary, a replica, and three sentinels that watch them.
+
+    Args:
+        directory: Where they write.
+        stack: What ends them.
+    """
+
+    SERVICE = "gate"
+
+    def __init__(self, directory: Path, stack: contextlib.ExitStack):
+        self._directory, self._stack = directory, stack
+        self.primary = self._started("primary")
+        self.replica = self._started("replica", "--replicaof", f"127.0.0.1 {self.primary.port}")
+        watched = (
+            f"sentinel monitor {self.SERVICE} 127.0.0.1 {self.primary.port} 2",
+            f"sentinel down-after-milliseconds {self.SERVICE} 500",
+            f"sentinel failover-timeout {self.SERVICE} 2000",
+        )
+        self.sentinels = [self._started(f"sentinel{n}", kind=Sentinel, config=watched) for n in range(3)]
+        until(lambda: all(map(self._knows_all, self.sentinels)))
+
+    def _started(self, name, *options, kind=Server, config=()):
+        (self._directory / name).mkdir()
+        (self._directory / name / "sentinel.conf").write_text("\n".join(config))
+        return self._stack.enter_context(ended(kind(self._directory / name, *options)))
+
+    def _knows_all(self, sentinel):
+        with sentinel.client() as client:
+            known = client.sentinel_masters()[self.SERVICE]
+        return known["num-slaves"] == 1 and known["num-other-sentinels"] == len(self.sentinels) - 1
+
+    def url(self, service=SERVICE, **query):
+        """Give the URL for the backend."""
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return url_of(f"redis+sentinel://{hosts}/{service}", **query)
+
+
+class Cluster:
+    """Three primaries that share the slots, and a replica of the one that has ours.
+
+    Args:
+        directory: Where they write.
+        stack: What ends them.
+    """
+
+    OURS = "{fastapi_maintenance:default}:state"
+
+    def __init__(self, directory: Path, stack: contextlib.ExitStack):
+        self.nodes, buses = [], []
+        for name in ("first", "second", "third", "replica"):
+            (directory / name).mkdir()
+            # The port of the bus would else be the other one and 10000, which may be too much.
+            buses.append(str(free_port()))
+            options = ("--cluster-enabled", "yes", "--cluster-port", buses[-1], "--cluster-node-timeout", "500")
+            self.nodes.append(stack.enter_context(redis_server(directory / name, *options, "--appendonly", "yes")))
+        *primaries, self.replica = self.nodes
+        self.cli("--cluster", "create", *map(self._address, primaries), "--cluster-yes")
+        until(lambda: all("cluster_state:ok" in str(node.do("CLUSTER", "INFO")) for node in primaries))
+        owner = self.owner()
+        self.replica.do("CLUSTER", "MEET", "127.0.0.1", owner.port, buses[self.nodes.index(owner)])
+        name = owner.do("CLUSTER", "MYID")
+        until(lambda: name in str(self.replica.do("CLUSTER", "NODES")))
+        self.replica.do("CLUSTER", "REPLICATE", name)
+        until(lambda: self.replica.do("INFO", "replication").get("master_link_status") == "up")
+
+    @staticmethod
+    def _address(node):
+        return f"127.0.0.1:{node.port}"
+
+    def cli(self, *command):
+        """Run redis-cli."""
+        subprocess.run([shutil.which("redis-cli"), *command], check=True, capture_output=True, timeout=PATIENCE)  # noqa: S603 - our own
+
+    def owner(self):
+        """Give the node that has our keys."""
+        return next(node for node in self.nodes if self._owns(node))
+
+    def another(self):
+        """Give a primary that does not have them."""
+        owner = self.owner()
+        return next(node for node in self.nodes if node is not owner and self._leads(node))
+
+    @staticmethod
+    def _leads(node):
+        return node.do("INFO", "replication")["role"] == "master"
+
+    def _owns(self, node):
+        try:
+            node.do("HLEN", self.OURS)
+        except redis.exceptions.RedisError:
+            return False
+        return self._leads(node)
+
+    def move_ours(self, other):
+        """Have another primary take over the slot of our keys, while the cluster is in use."""
+        owner, slot = self.owner(), other.do("CLUSTER", "KEYSLOT", self.OURS)
+        other.do("CLUSTER", "SETSLOT", slot, "IMPORTING", owner.do("CLUSTER", "MYID"))
+        owner.do("CLUSTER", "SETSLOT", slot, "MIGRATING", other.do("CLUSTER", "MYID"))
+        while keys := owner.do("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            owner.do("MIGRATE", "127.0.0.1", other.port, "", 0, 5000, "KEYS", *keys)
+        for node in (other, owner):
+            node.do("CLUSTER", "SETSLOT", slot, "NODE", other.do("CLUSTER", "MYID"))
+
+    def url(self, **query):
+        """Give the URL for the backend."""
+        return url_of(f"redis+cluster://{','.join(map(self._address, self.nodes))}", **query)
 
 
 def eventually(condition, seconds=PATIENCE):

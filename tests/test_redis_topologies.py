@@ -513,6 +513,7 @@ def raised(*errors):
             "does not accept this client's certificate: name one with ssl_certfile=",
             True,
         ),
+        (redis.ConnectionError("max number of clients reached"), "raise its maxclients", False),
         (ValueError("it holds s3cr3t"), r"failed: ValueError: it holds \*\*\*", False),
     ],
 )
@@ -541,9 +542,17 @@ def test_what_a_url_says_reaches_the_sentinels_and_their_primary():
     ]
 
 
-@pytest.mark.parametrize("url", ["redis+cluster://host/1", "redis+sentinel://host/gate?sentinel_nonsense=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+cluster://host/1",
+        "redis+cluster://host,/0",
+        "redis+sentinel://host/gate?sentinel_nonsense=1",
+        "redis://one,two/0",
+    ],
+)
 def test_what_cannot_be_is_said_when_it_is_made(url):
-    """A database in a cluster, or an option that the sentinels' clients do not have, is an error at construction."""
+    """What no cluster has, or no client of sentinels, and several hosts without either, are errors at construction."""
     with pytest.raises(ValueError, match="the Redis URL is malformed"):
         RedisBackend(url)
 

@@ -2,8 +2,8 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi_maintenance.backends.redis.urls import CLUSTER, PLAIN, SECURE, SENTINEL, Target, WrongUrl, library, wrong
 
@@ -78,40 +78,54 @@ def _plain(url: str, common: dict[str, Any]) -> Any:
 
 
 def _cluster(url: str, common: dict[str, Any]) -> Any:
-    part = _part("cluster")
-    nodes = [part.ClusterNode(host, port or PORT) for host, port in _hosts(url)]
-    return part.RedisCluster(startup_nodes=nodes, **common | _options(url))
+    read, part = _Read.of(url), _part("cluster")
+    nodes = [part.ClusterNode(host, port or PORT) for host, port in read.hosts]
+    return part.RedisCluster(startup_nodes=nodes, **common | read.options(read.query))
 
 
 def _sentinel(url: str, common: dict[str, Any]) -> Any:
-    parts = urlsplit(url)
-    service, _, database = parts.path.strip("/").partition("/")
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    theirs = [(key.removeprefix("sentinel_"), value) for key, value in query if key.startswith("sentinel_")]
-    ours = [(key, value) for key, value in query if not key.startswith("sentinel_")]
+    read = _Read.of(url)
+    service, _, database = read.path.partition("/")
+    ours = [(key, value) for key, value in read.query if not key.startswith("sentinel_")]
     # What says how to check a certificate is true of the sentinels, too.
-    secure = [(key, value) for key, value in ours if key.startswith("ssl_")]
+    theirs = [(key, value) for key, value in ours if key.startswith("ssl_")]
+    theirs += [(key.removeprefix("sentinel_"), value) for key, value in read.query if key.startswith("sentinel_")]
     manager = _part("sentinel").Sentinel(
-        [(host, port or SENTINEL_PORT) for host, port in _hosts(url)],
-        sentinel_kwargs=common
-        | _options(urlunsplit((parts.scheme, _host(parts.netloc), "", urlencode([*secure, *theirs]), ""))),
+        [(host, port or SENTINEL_PORT) for host, port in read.hosts],
+        sentinel_kwargs=common | read._replace(credentials="").options(theirs),
     )
-    options = _options(urlunsplit((parts.scheme, parts.netloc, database, urlencode(ours), "")))
-    return manager.master_for(service, **common | options)
+    return manager.master_for(service, **common | read.options(ours, database))
 
 
-def _host(netloc: str) -> str:
-    return netloc.rpartition("@")[2]
+class _Read(NamedTuple):
+    """The parts of a URL that redis-py does not know.
 
+    Attributes:
+        secure: Whether it means TLS.
+        credentials: What stands before the hosts.
+        hosts: Names and ports.
+        path: What stands behind them.
+        query: The options.
+    """
 
-def _hosts(url: str) -> list[tuple[str | None, int | None]]:
-    pairs = [urlsplit(f"//{host}") for host in _host(urlsplit(url).netloc).split(",")]
-    return [(pair.hostname, pair.port) for pair in pairs]
+    secure: bool
+    credentials: str
+    hosts: list[tuple[str | None, int | None]]
+    path: str
+    query: list[tuple[str, str]]
 
+    @classmethod
+    def of(cls, url: str) -> "_Read":
+        """Read a URL."""
+        parts = urlsplit(url)
+        credentials, at, hosts = parts.netloc.rpartition("@")
+        servers = [urlsplit(f"//{host}") for host in hosts.split(",")]
+        named = [(server.hostname, server.port) for server in servers]
+        query = parse_qsl(parts.query, keep_blank_values=True)
+        return cls(parts.scheme in SECURE, credentials + at, named, parts.path.strip("/"), query)
 
-def _options(url: str) -> dict[str, Any]:
-    """Read what a URL says beside its hosts, as redis-py does."""
-    parts = urlsplit(url)
-    credentials, at, _ = parts.netloc.rpartition("@")
-    options = _part("connection").parse_url(urlunsplit(("redis", f"{credentials}{at}host", *parts[2:])))
-    return {key: value for key, value in options.items() if key != "host"} | {"ssl": parts.scheme in SECURE}
+    def options(self, query: list[tuple[str, str]], database: str = "") -> dict[str, Any]:
+        """Give the arguments of a client, as redis-py reads them from a URL of its own."""
+        url = f"redis://{self.credentials}host/{database}?{urlencode(query)}"
+        said = _part("connection").parse_url(url)
+        return {key: value for key, value in said.items() if key != "host"} | {"ssl": self.secure}

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fastapi_maintenance.backends.redis.urls import SECURE, hidden
+from fastapi_maintenance.backends.redis.urls import hidden
 
 
 class Reason(NamedTuple):
@@ -98,6 +98,10 @@ _MEANINGS = (
         "has another value under one of our keys (WRONGTYPE): choose another prefix= in the URL, or remove that value",
         lasts=True,
     ),
+    _Meaning(
+        r"max number of clients|MaxConnectionsError|Too many connections",
+        "has no room for another connection: raise its maxclients, or max_connections= in the URL",
+    ),
     _Meaning(r"OutOfMemoryError|OOM ", "is out of memory: make room there, or raise its maxmemory"),
     _Meaning(
         r"ReadOnlyError|READONLY",
@@ -121,6 +125,15 @@ _MEANINGS = (
     ),
     _Meaning(r"gaierror", "has a host whose name is not known: check it in the URL, and the name service"),
     _Meaning(r"ConnectionRefusedError", "has nobody listening: check host and port in the URL, and whether it runs"),
+    _Meaning(
+        r"connecting to (?:unix socket: )?/[\s\S]*FileNotFoundError",
+        "has no socket at this path: check it, and whether the server runs",
+    ),
+    _Meaning(
+        r"FileNotFoundError",
+        "needs a file that is missing: check ssl_ca_certs=, ssl_certfile= and ssl_keyfile= in the URL",
+        lasts=True,
+    ),
     _Meaning(r"PermissionError", "may not be reached by this user: check who may open it"),
     _Meaning(
         r"ConnectionResetError|BrokenPipeError|IncompleteRead|closed by server|Connection lost",
@@ -133,10 +146,6 @@ _MEANINGS = (
         + _TLS,
     ),
 )
-_MISSING_FILE = {
-    True: _Meaning("", "needs a file that is missing: check ssl_ca_certs=, ssl_certfile= and ssl_keyfile=", lasts=True),
-    False: _Meaning("", "has no socket at this path: check it, and whether the server runs"),
-}
 _NOISE = re.compile(r"Error running script \(call to \w+\): |@user_script: ?\d+: | script: \w{40}, on @user_script:\d+")
 
 
@@ -159,8 +168,6 @@ class Explainer:
             found = re.search(meaning.pattern, shown)
             if found is not None:
                 return self._reason(meaning, *filter(None, found.groups()))
-        if "FileNotFoundError" in shown:
-            return self._reason(_MISSING_FILE[self.name.partition(":")[0] in SECURE])
         return Reason(hidden(f"{self.name} failed: {shown.splitlines()[0]}", self.secrets), lasts=False)
 
     def _reason(self, meaning: _Meaning, *found: str) -> Reason:

@@ -6,9 +6,9 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 PLAIN = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
-SENTINEL = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
-CLUSTER = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
-SCHEMES = frozenset({*PLAIN, *SENTINEL, *CLUSTER})
+SENTINEL = frozenset({"redis+sentinel", "rediss+sentinel"})
+CLUSTER = frozenset({"redis+cluster", "rediss+cluster"})
+SCHEMES = SENTINEL | CLUSTER | PLAIN.keys()
 SECURE = frozenset({"rediss", "valkeys", "rediss+sentinel", "rediss+cluster"})
 
 OWN_OPTIONS = frozenset({"prefix", "lease", "forget"})
@@ -54,13 +54,16 @@ def target_of(url: str) -> Target:
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         scheme, password, user = parts.scheme, parts.password, parts.username
         hosts = parts.netloc.rpartition("@")[2]
-        ports = [urlsplit(f"//{host}").port for host in hosts.split(",")]
+        servers = [urlsplit(f"//{host}") for host in hosts.split(",")]
+        ports, named = [server.port for server in servers], all(server.hostname for server in servers)
     except ValueError:
         raise WrongUrl(wrong("it cannot be read")) from None
     if scheme not in SCHEMES or parts.fragment:
         raise WrongUrl(wrong("a # in a password is written %23" if parts.fragment else "its scheme is unknown"))
-    if 0 in ports or (scheme == "unix") is bool(hosts):
-        raise WrongUrl(wrong("its host is missing" if not hosts else "its host or port is wrong"))
+    if 0 in ports or (scheme == "unix") is named:
+        raise WrongUrl(wrong("its host or port is wrong" if named else "its host is missing"))
+    if len(servers) > 1 and scheme in PLAIN:
+        raise WrongUrl(wrong("several hosts are sentinels or a cluster"))
     path = parts.path.strip("/")
     if scheme in SENTINEL and not path.split("/")[0]:
         raise WrongUrl(wrong("the name of the sentinels' service is missing"))

@@ -15,10 +15,17 @@ import pytest
 from tests.servers import PATIENCE, until
 
 redis = pytest.importorskip("redis", reason="needs redis-py")
-needs_redis = pytest.mark.skipif(
-    shutil.which("redis-server") is None,
-    reason="needs redis-server (Debian: apt-get install redis-server)",
-)
+
+
+def needs(program, package):
+    """Give the mark of a test that needs a program."""
+    missing = shutil.which(program) is None
+    return pytest.mark.skipif(missing, reason=f"needs {program} (Debian: apt-get install {package})")
+
+
+needs_redis = needs("redis-server", "redis-server")
+needs_cluster = needs("redis-cli", "redis-tools")
+needs_valkey = needs("valkey-server", "valkey-server")
 
 LEASE = 3.0
 """Seconds; short, so that what a lease ends does not take long, and long enough for a busy machine."""

@@ -7,15 +7,15 @@ import pytest
 
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.testing import BackendContract
-from tests.redis_servers import needs_redis, redis_server
+from tests.redis_servers import needs_redis, needs_valkey, redis_server
 
 pytestmark = needs_redis
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@pytest.fixture(scope="module", params=["redis-server", pytest.param("valkey-server", marks=needs_valkey)])
+def server(tmp_path_factory, request):
     """Give a server for all tests; each store has a prefix of its own."""
-    with redis_server(tmp_path_factory.mktemp("redis")) as running:
+    with redis_server(tmp_path_factory.mktemp("redis"), program=request.param) as running:
         yield running
 
 

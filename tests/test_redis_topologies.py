@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import re
-import shutil
 import socket
 import ssl
 import threading
@@ -17,7 +16,8 @@ import trustme
 from fastapi_maintenance import BackendError, Maintenance
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis.clients import factory_of
-from fastapi_maintenance.backends.redis.reasons import Explainer
+from fastapi_maintenance.backends.redis.link import Link, OutOfContact
+from fastapi_maintenance.backends.redis.reasons import Explainer, only_refuses
 from fastapi_maintenance.backends.redis.urls import target_of
 from tests.redis_servers import (
     Cluster,
@@ -26,11 +26,14 @@ from tests.redis_servers import (
     ended,
     eventually,
     free_port,
+    needs_cluster,
     needs_redis,
+    needs_valkey,
     redis,
     redis_server,
     url_of,
 )
+from tests.servers import ROOT
 from tests.test_redis_backend import ACL
 from tests.waiting import PATIENCE, until
 
@@ -40,12 +43,6 @@ STATE = "{fastapi_maintenance:default}:state"
 CLUSTER_ACL = "+cluster|slots +command"
 SECRET = "s3cr3t"  # noqa: S105 - a test's
 numbers = itertools.count()
-
-
-def installed(program):
-    """Skip a test where a program is missing."""
-    if shutil.which(program) is None:
-        pytest.skip(f"needs {program} (Debian: apt-get install {program.replace('cli', 'tools')})")
 
 
 @pytest.fixture
@@ -107,7 +104,6 @@ def sentinels(tmp_path_factory, lasting):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, lasting):
     """Give a cluster."""
-    installed("redis-cli")
     return Cluster(tmp_path_factory.mktemp("cluster"), lasting)
 
 
@@ -204,15 +200,17 @@ async def does_everything(make, url):
 # Where the state can be
 
 
-@pytest.mark.parametrize("program", ["redis-server", "valkey-server"])
+@pytest.mark.parametrize("program", ["redis-server", pytest.param("valkey-server", marks=needs_valkey)])
 async def test_every_server_does_everything(make, tmp_path, program):
     """State, push, lease and drain are the same on Redis and on Valkey."""
-    installed(program)
     with redis_server(tmp_path, program=program) as server:
         await does_everything(make, server.url())
 
 
-@pytest.mark.parametrize("how", ["socket", "sentinels", "cluster", "cluster and a user"])
+@pytest.mark.parametrize(
+    "how",
+    ["socket", "sentinels", *(pytest.param(how, marks=needs_cluster) for how in ("cluster", "cluster and a user"))],
+)
 async def test_every_way_to_a_server_does_everything(make, request, how):
     """State, push, lease and drain are the same on a socket, behind sentinels and in a cluster."""
     prefix = f"p{next(numbers)}"
@@ -299,6 +297,7 @@ async def test_a_failover_of_the_sentinels(make, tmp_path):
         assert sentinels.replica.do("INFO", "replication")["role"] == "master"
 
 
+@needs_cluster
 async def test_a_slot_that_is_moved(make, cluster):
     """When our keys move to another node, changes, pushes and a hold go on."""
     here, there = make(cluster.url()), make(cluster.url())
@@ -315,6 +314,7 @@ async def test_a_slot_that_is_moved(make, cluster):
         cluster.move_ours(owner)
 
 
+@needs_cluster
 async def test_a_killed_node_of_a_cluster(make, cluster):
     """When the node with our keys is killed, what is known holds until its replica has taken over."""
     here, there = (make(cluster.url(lease=10)) for _ in range(2))
@@ -416,7 +416,11 @@ def another(cluster):
 
 @pytest.mark.parametrize(
     ("name", "url", "said", "at_once"),
-    [(*case, at_once) for cases, at_once in ((AT_ONCE, True), (IN_TIME, False)) for case in cases],
+    [
+        pytest.param(*case, at_once, marks=[needs_cluster] * (case[0] == "another"))
+        for cases, at_once in ((AT_ONCE, True), (IN_TIME, False))
+        for case in cases
+    ],
 )
 async def test_what_is_wrong_is_said_with_what_to_do(make, request, certificates, name, url, said, at_once):
     """An error names the store and what to do; what no waiting mends is told at once, and no password ever."""
@@ -457,6 +461,15 @@ async def test_what_is_told_at_once_is_tried_again(make, plain):
         while stale(maintenance) is not None or not maintenance.backend.heard:
             await anyio.sleep(0.01)
     assert (await maintenance.enable()).active
+
+
+async def test_who_refuses_all_is_not_asked_in_haste(make, plain):
+    """A server that lets us in and then refuses is tried again ever more slowly, although it answered."""
+    maintenance = make(f"redis://deaf:{SECRET}@127.0.0.1:{plain.port}/0?prefix=deaf")
+    before = plain.do("INFO", "stats")["total_connections_received"]
+    maintenance.backend._fleet.begin()
+    await anyio.sleep(1.5)
+    assert 0 < plain.do("INFO", "stats")["total_connections_received"] - before < 30
 
 
 def test_the_command_says_at_once_what_is_wrong(monkeypatch, plain):
@@ -524,6 +537,38 @@ def test_what_few_servers_say_is_explained(error, said, lasts):
     assert reason.lasts is lasts
 
 
+@pytest.mark.parametrize(
+    ("error", "refuses"),
+    [
+        (redis.ResponseError("Odd thing"), True),
+        (redis.exceptions.NoPermissionError("no permissions"), True),
+        (redis.exceptions.MovedError("1 127.0.0.1:1"), True),
+        (redis.ReadOnlyError("You can't write against a read only replica."), False),
+        (redis.ResponseError("READONLY You can't write against a read only replica."), False),
+        (redis.exceptions.ClusterDownError("The cluster is down"), False),
+        (redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"), False),
+        (redis.ConnectionError("Connection closed by server."), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_another_server_is_asked_where_that_may_help(error, refuses):
+    """A refusal is told to who asked; where another server may do it, or none was heard, it is tried once more."""
+    assert only_refuses(error) is refuses
+
+
+async def test_the_last_failure_is_told():
+    """Who runs out of time is told what went wrong the last time, even where there is contact again at that moment."""
+    link = Link(lambda: None, 1.0, Explainer("redis://host", ()))
+    link._contact.set()
+
+    async def fails():
+        await anyio.sleep(0.001)
+        raise OutOfContact("it is a replica")
+
+    with pytest.raises(OutOfContact, match="it is a replica"):
+        await link._bounded(fails, 0.1)
+
+
 # URLs
 
 
@@ -549,10 +594,14 @@ def test_what_a_url_says_reaches_the_sentinels_and_their_primary():
         "redis+cluster://host,/0",
         "redis+sentinel://host/gate?sentinel_nonsense=1",
         "redis://one,two/0",
+        "redis://host/x",
+        "redis://host/0#x",
+        "redis:///0",
+        "http://host",
     ],
 )
 def test_what_cannot_be_is_said_when_it_is_made(url):
-    """What no cluster has, or no client of sentinels, and several hosts without either, are errors at construction."""
+    """What no cluster has, or no client of sentinels, no host or too many, are errors at construction."""
     with pytest.raises(ValueError, match="the Redis URL is malformed"):
         RedisBackend(url)
 
@@ -561,3 +610,8 @@ def test_a_whole_cluster_can_be_named():
     """Several nodes can be named, so that it does not matter which of them is there."""
     client = factory_of(target_of("rediss+cluster://:p@a,b:1"), 2.0)()
     assert {node.name for node in client.nodes_manager.startup_nodes.values()} == {"a:6379", "b:1"}
+
+
+def test_the_acl_of_the_readme_is_the_one_that_is_tested():
+    """The README lists what a user needs in a cluster."""
+    assert f"`{CLUSTER_ACL}`" in (ROOT / "README.md").read_text()

@@ -39,7 +39,7 @@ class RedisBackend(BaseStateBackend):
     Args:
         url: `redis://[[user]:password@]host[:port][/database]`; `rediss://` for TLS and `valkey://`, `valkeys://` with
             what redis-py takes in the query, `unix://`; `redis+sentinel://host,host/service[/database]`,
-            `redis+cluster://host`. `prefix`, `lease` and `forget` may stand in its query, too.
+            `redis+cluster://host,host`. `prefix`, `lease` and `forget` may stand in its query, too.
         client_factory: Makes a client of `redis.asyncio`, in place of a URL; called for each new connection.
         prefix: What the keys begin with.
         scope: An independent switch under the same prefix.

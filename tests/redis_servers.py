@@ -65,7 +65,9 @@ class Server:
 
     def command(self):
         """Give the command line; the last one of two options that are the same counts."""
-        return [self.program, *self.where(), "--save", "", *self.more()]
+        # A replica need not wait for others.
+        plain = ("--save", "", "--repl-diskless-sync-delay", "0")
+        return [self.program, *self.where(), *plain, *self.more()]
 
     def where(self):
         """Give the part of it that says where it is."""

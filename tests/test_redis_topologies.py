@@ -276,7 +276,7 @@ async def test_a_failover_of_the_sentinels(make, tmp_path):
     """When the primary is killed, what is known holds, nobody comes in unseen, and it comes back by itself."""
     with contextlib.ExitStack() as stack:
         sentinels = Sentinels(tmp_path, stack)
-        here, there = (make(sentinels.url(lease=8)) for _ in range(2))
+        here, there = (make(sentinels.url(lease=5)) for _ in range(2))
         async with worker(there) as in_flight:
             await here.enable(message="kept")
             async with here.on(drain=PATIENCE) as hold:

@@ -40,23 +40,19 @@ ASKS_FASTAPI = [
 """The tests that a release of FastAPI may break."""
 
 REAL_SERVERS = (
-    *("crashes", "failing_stores", "state_machine"),
+    *("crashes", "failing_stores", "redis_backend", "redis_fleet", "state_machine"),
     *("servers", "servers_holds", "servers_redis", "servers_run", "servers_streams"),
     "redis_topologies",
 )
 WITHOUT_REAL_SERVERS = [
     *(f"--ignore=tests/test_{name}.py" for name in REAL_SERVERS),
     *(f"--ignore=tests/drain/test_{name}.py" for name in ("campaigns", "faults", "fleet", "machine")),
-    "--ignore=tests/test_redis_backend.py",
 ]
-"""What takes minutes runs once: real servers, killed processes, the state machine."""
+"""What takes minutes runs once: real servers, killed processes, leases that end, the state machine."""
 
 LONG_TABLES = ("contract", "forms", "matrix", "openapi", "redis_contract", "state")
 WITHOUT_LONG_TABLES = [f"--ignore=tests/test_{name}.py" for name in LONG_TABLES]
 """What asks more of FastAPI and pydantic than of Python; `fastapi` and `lowest` have most of it."""
-
-REDIS_SERVERS = ["tests/test_redis_backend.py", "tests/test_servers_redis.py", "tests/drain/test_fleet.py"]
-"""What plays with Redis servers and their clocks, in the session `redis`."""
 
 PYTEST = ("pytest", "-q", "-n", "auto", "--dist", "worksteal")
 """On all cores."""
@@ -96,8 +92,7 @@ def tests(session: nox.Session) -> None:
     if session.python != HERE:
         session.run(*PYTEST, *(session.posargs or [*WITHOUT_REAL_SERVERS, *WITHOUT_LONG_TABLES]))
         return
-    elsewhere = [f"--ignore={path}" for path in REDIS_SERVERS]
-    session.run(*PYTEST, "--cov", "--cov-report=term-missing:skip-covered", *elsewhere, *session.posargs)
+    session.run(*PYTEST, "--cov", "--cov-report=term-missing:skip-covered", *session.posargs)
 
 
 @nox.session(python=HERE)
@@ -165,13 +160,6 @@ def drain(session: nox.Session) -> None:
     _install(session)
     env = {"DRAIN_LONG": "1", "DRAIN_EXAMPLES": "1000"}
     session.run("pytest", "-q", "-s", *(session.posargs or ["tests/drain"]), env=env)
-
-
-@nox.session(python=HERE)
-def redis(session: nox.Session) -> None:
-    """Try the Redis backend against real servers: outages, leases, drains over machines; a few minutes."""
-    _install(session)
-    session.run("pytest", "-q", *(session.posargs or REDIS_SERVERS))
 
 
 @nox.session(python=HERE)

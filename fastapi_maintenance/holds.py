@@ -161,9 +161,11 @@ class Holder:
 
             def lost() -> None:
                 # At once, for code that blocks the event loop.
-                active.lost = True
+                active.lose_at_once()
                 lose()
 
+            # A process that was stopped may go on in any thread: who looks is not told by another one alone.
+            active.expired = partial(backend.hold_lost, active.id)
             backend.watch_hold(active.id, lost)
 
     async def take(self, hold: Hold) -> None:
@@ -363,20 +365,30 @@ class ActiveHold:
 
     Attributes:
         id: Names it in `status.holds`.
-        lost: Whether the backend can no longer vouch for it. Only a hold that must be renewed can be lost.
+        expired: Tells by the clock whether it is lost.
         descriptors: File descriptors to hand to a child process that is to keep it closed as long as it lives
             (`pass_fds` of `subprocess`); none where the backend keeps holds in another way.
     """
 
     def __init__(self, hold_id: str, descriptors: tuple[int, ...] = ()) -> None:
         self.id = hold_id
-        self.lost = False
         self.descriptors = descriptors
+        self.expired: Callable[[], bool] = bool
+        self._is_lost = False
         self._lost = anyio.Event()
 
+    @property
+    def lost(self) -> bool:
+        """Whether the backend can no longer vouch for it, by the clock now."""
+        return self._is_lost or self.expired()
+
+    def lose_at_once(self) -> None:
+        """Say that the backend can no longer vouch for it; in any thread."""
+        self._is_lost = True
+
     def lose(self) -> None:
-        """Say that the backend can no longer vouch for it; in the event loop that entered it."""
-        self.lost = True
+        """Wake those who wait until it is lost; in the event loop that entered it."""
+        self._is_lost = True
         self._lost.set()
 
     async def wait_lost(self) -> None:

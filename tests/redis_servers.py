@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.servers import PATIENCE, until
+from tests.servers import PATIENCE
 
 redis = pytest.importorskip("redis", reason="needs redis-py")
 
@@ -28,7 +28,10 @@ needs_cluster = needs("redis-cli", "redis-tools")
 needs_valkey = needs("valkey-server", "valkey-server")
 
 LEASE = 3.0
-"""Seconds; short, so that what a lease ends does not take long, and long enough for a busy machine."""
+"""Seconds; long enough for a busy machine."""
+
+SHORT = 1.5
+"""Seconds; for what waits until a lease has ended."""
 
 
 def free_port():
@@ -81,7 +84,7 @@ class Server:
         """Start it, again on the same port and the same log."""
         with (self.directory / "redis.log").open("a") as log:
             self.process = subprocess.Popen(self.command(), stdout=log, stderr=log)  # noqa: S603 - our own
-        until(self.answers)
+        eventually(self.answers)
 
     def client(self):
         """Give a client."""
@@ -204,7 +207,7 @@ class Sentinels:
             f"sentinel failover-timeout {self.SERVICE} 2000",
         )
         self.sentinels = [self._started(f"sentinel{n}", kind=Sentinel, config=watched) for n in range(3)]
-        until(lambda: all(map(self._knows_all, self.sentinels)))
+        eventually(lambda: all(map(self._knows_all, self.sentinels)))
 
     def _started(self, name, *options, kind=Server, config=()):
         (self._directory / name).mkdir()
@@ -242,13 +245,13 @@ class Cluster:
             self.nodes.append(stack.enter_context(redis_server(directory / name, *options, "--appendonly", "yes")))
         *primaries, self.replica = self.nodes
         self.cli("--cluster", "create", *map(self._address, primaries), "--cluster-yes")
-        until(lambda: all("cluster_state:ok" in str(node.do("CLUSTER", "INFO")) for node in primaries))
+        eventually(lambda: all("cluster_state:ok" in str(node.do("CLUSTER", "INFO")) for node in primaries))
         owner = self.owner()
         self.replica.do("CLUSTER", "MEET", "127.0.0.1", owner.port, buses[self.nodes.index(owner)])
         name = owner.do("CLUSTER", "MYID")
-        until(lambda: name in str(self.replica.do("CLUSTER", "NODES")))
+        eventually(lambda: name in str(self.replica.do("CLUSTER", "NODES")))
         self.replica.do("CLUSTER", "REPLICATE", name)
-        until(lambda: self.replica.do("INFO", "replication").get("master_link_status") == "up")
+        eventually(lambda: self.replica.do("INFO", "replication").get("master_link_status") == "up")
 
     @staticmethod
     def _address(node):
@@ -291,6 +294,14 @@ class Cluster:
     def url(self, **query):
         """Give the URL for the backend."""
         return url_of(f"redis+cluster://{','.join(map(self._address, self.nodes))}", **query)
+
+
+def close(backends):
+    """Close backends, and wait until their threads let go of all: what they still do would be another test's."""
+    loops = [backend._fleet._link._loop for backend in backends]
+    for backend in backends:
+        backend.close()
+    eventually(lambda: all(loop is None or loop.is_closed() for loop in loops))
 
 
 def eventually(condition, seconds=PATIENCE):

@@ -90,8 +90,13 @@ def test_without_contact_requests_go_by_what_is_remembered(remembered, rest, unk
 class Leased(MemoryBackend):
     """A store whose holds are lost when the test says so."""
 
+    over = False
+
     def watch_hold(self, hold_id, lost):
         self.lose = lost
+
+    def hold_lost(self, hold_id):
+        return self.over
 
 
 @pytest.mark.anyio
@@ -105,6 +110,16 @@ async def test_a_hold_that_is_lost_says_so_and_wakes_who_waits():
         with anyio.fail_after(20):
             await hold.wait_lost()
         thread.join()
+        assert hold.lost
+
+
+@pytest.mark.anyio
+async def test_a_hold_is_lost_by_the_clock_before_anybody_is_told():
+    """A body that looks need not wait for the store's thread, which may go on later than it after both were stopped."""
+    backend = Leased()
+    async with Maintenance(backend=backend).on() as hold:
+        assert not hold.lost
+        backend.over = True
         assert hold.lost
 
 

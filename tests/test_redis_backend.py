@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import asynccontextmanager
 
@@ -27,7 +28,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis import urls
-from tests.redis_servers import LEASE, Proxy, eventually, needs_redis, redis, redis_server
+from tests.redis_servers import SHORT, Proxy, close, needs_redis, redis, redis_server
 from tests.servers import PATIENCE, ROOT
 
 pytestmark = [needs_redis, pytest.mark.anyio]
@@ -35,6 +36,15 @@ pytestmark = [needs_redis, pytest.mark.anyio]
 SECRET = "s3cr3t%2Fpass"  # noqa: S105 - a test's
 PLAIN_SECRET = "s3cr3t/pass"  # noqa: S105 - as above
 CLOSED = MaintenanceSettings(on_backend_error="closed")
+
+both_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+"""For what waits in the event loop of those who ask; all talking is done in another one."""
+
+
+@pytest.fixture
+def anyio_backend():
+    """Run async tests once: the contract of stores is tried on both event loops."""
+    return "asyncio"
 
 
 @pytest.fixture
@@ -50,13 +60,12 @@ def make():
     made = []
 
     def maintenance(url, settings=None, **options):
-        backend = RedisBackend(url, timeout=1.5, **options)
+        backend = RedisBackend(url, **{"timeout": 1.5, **options})
         made.append(backend)
         return Maintenance(settings, backend=backend)
 
     yield maintenance
-    for backend in made:
-        backend.close()
+    close(made)
 
 
 async def until(condition, seconds=PATIENCE):
@@ -84,6 +93,7 @@ def connections(server):
 # Push
 
 
+@both_loops
 async def test_a_change_is_pushed_in_milliseconds(server, make):
     """What one object changes, another one sees without asking, in far less than a poll takes."""
     here, there = make(server.url()), make(server.url())
@@ -132,6 +142,7 @@ async def test_scopes_come_back_together(server, make):
     assert server.do("INFO", "stats")["total_connections_received"] <= before + 3
 
 
+@both_loops
 async def test_many_scopes_share_few_connections(server, make):
     """A dozen scopes that all have something to ask at once do not use up the connections of the client."""
     many = [make(server.url(lease=30, max_connections=8), scope=f"s{number}") for number in range(12)]
@@ -184,13 +195,13 @@ def test_nothing_known_waits_once_and_obeys_the_setting(make, tmp_path, policy, 
 
 async def test_an_emptied_store_is_not_off(server, make, caplog):
     """What an emptied store has lost is written again by those who know it, live holds with it."""
-    here, there = make(server.url()), make(server.url())
+    here, there = make(server.url(lease=SHORT)), make(server.url(lease=SHORT))
     async with worker(there):
         await here.enable(message="kept")
         async with here.on() as hold:
             await until(lambda: there.backend.peek_state() == here.backend.peek_state())
             server.do("FLUSHALL")
-            end = time.monotonic() + LEASE
+            end = time.monotonic() + SHORT
             while time.monotonic() < end:
                 assert there.last_known_mode() == "full"
                 await anyio.sleep(0.02)
@@ -253,6 +264,7 @@ async def test_a_black_hole_is_noticed(server, make):
 
 async def test_a_replica_that_was_promoted_without_the_last_write(server, make, tmp_path):
     """A replica that lacks the last write is behind: it is told again, and nobody opens meanwhile."""
+    server.do("CONFIG", "SET", "repl-diskless-sync-delay", "0")
     (tmp_path / "replica").mkdir()
     with redis_server(tmp_path / "replica") as replica:
         replica.do("REPLICAOF", "127.0.0.1", str(server.port))
@@ -274,38 +286,48 @@ async def test_a_replica_that_was_promoted_without_the_last_write(server, make, 
 
 async def test_a_hold_of_a_dead_owner_ends_with_its_lease(server, make):
     """A hold whose process was killed ends by itself; with `keep` it stays until it is turned off."""
-    maintenance = make(server.url())
+    maintenance = make(server.url(lease=SHORT))
     code = (
         "import asyncio, os, signal\nfrom fastapi_maintenance import Maintenance\n"
         "async def main():\n"
-        "    async with Maintenance().on(on_failure={!r}):\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    maintenance = Maintenance()\n"
+        "    async with maintenance.on(on_failure='keep'), maintenance.on():\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())"
     )
+
+    def phases():
+        return [hold.phase for hold in maintenance.backend.peek_state().holds]
+
     async with worker(maintenance):
-        for on_failure, closed in (("lift", []), ("keep", ["orphan"])):
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "FASTAPI_MAINTENANCE_BACKEND": server.url()}
-            run = [sys.executable, "-c", code.format(on_failure)]
-            await anyio.run_process(run, env=environment, check=False)
-            await until(lambda: maintenance.last_known_mode() == "full")
-            await until(lambda closed=closed: [hold.phase for hold in maintenance.backend.peek_state().holds] == closed)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "FASTAPI_MAINTENANCE_BACKEND": server.url(lease=SHORT),
+        }
+        await anyio.run_process([sys.executable, "-c", code], env=environment, check=False)
+        await until(lambda: phases() == ["closed", "closed"])
+        await until(lambda: phases() == ["orphan"])
+        assert maintenance.last_known_mode() == "full"
         assert not (await maintenance.disable()).active
 
 
+@both_loops
 async def test_a_hold_is_lost_before_its_lease_is_over(server, make):
     """Cut off from Redis, the body is told by a clock, before others may open; the hold then ends with an error."""
     proxy = Proxy(server.port)
-    holder = make(server.url().replace(str(server.port), str(proxy.port)))
-    other = make(server.url())
+    holder = make(server.url(lease=SHORT).replace(str(server.port), str(proxy.port)))
+    other = make(server.url(lease=SHORT))
     async with worker(other):
         with pytest.raises(BackendError):  # noqa: PT012 - the error comes as the block ends
             async with holder.on() as hold:
                 await until(lambda: other.last_known_mode() == "full")
                 proxy.open.clear()
                 began = time.monotonic()
-                with anyio.fail_after(2 * LEASE):
+                with anyio.fail_after(2 * SHORT):
                     await hold.wait_lost()
                 assert hold.lost
-                assert time.monotonic() - began < LEASE
+                assert time.monotonic() - began < SHORT
                 assert other.last_known_mode() == "full"
         await until(lambda: other.last_known_mode() is None)
     proxy.close()
@@ -313,9 +335,9 @@ async def test_a_hold_is_lost_before_its_lease_is_over(server, make):
 
 async def test_a_blocked_event_loop_loses_no_hold(server, make):
     """A body that blocks its event loop for longer than a lease keeps its hold: a thread renews it."""
-    holder, other = make(server.url()), make(server.url())
+    holder, other = make(server.url(lease=SHORT)), make(server.url(lease=SHORT))
     async with holder.on() as hold:
-        time.sleep(1.3 * LEASE)  # noqa: ASYNC251 - as a synchronous migration does
+        time.sleep(1.3 * SHORT)  # noqa: ASYNC251 - as a synchronous migration does
         assert not hold.lost
         assert (await other.status()).active
 
@@ -329,8 +351,7 @@ async def test_a_drain_waits_for_every_worker(server, make):
     async with worker(there) as in_flight:
         assert in_flight.enter("request")
         with pytest.raises(DrainTimeout) as caught:
-            async with here.on(drain=2 * LEASE):
-                pytest.fail("it ran")
+            await here.on(drain=SHORT).__aenter__()
         assert (caught.value.busy, caught.value.workers, caught.value.pids) == (1, 1, (os.getpid(),))
         assert not (await here.status()).holds
         in_flight.leave("request")
@@ -343,29 +364,27 @@ async def test_a_drain_waits_for_every_worker(server, make):
 async def test_a_worker_that_does_not_answer_is_named(server, make):
     """A worker that is cut off makes the drain incomplete, with its host and process; after a goodbye it does not."""
     proxy = Proxy(server.port)
-    here = make(server.url())
-    there = make(server.url().replace(str(server.port), str(proxy.port)))
+    here = make(server.url(lease=SHORT))
+    there = make(server.url(lease=SHORT).replace(str(server.port), str(proxy.port)))
     async with worker(here), worker(there):
         async with here.on(drain=PATIENCE):
             pass
         proxy.open.clear()
         with pytest.raises(DrainIncomplete) as caught:
-            async with here.on(drain=PATIENCE):
-                pytest.fail("it ran")
+            await here.on(drain=PATIENCE).__aenter__()
         assert caught.value.missing == (f"{socket.gethostname()} (pid {os.getpid()})",)
         proxy.open.set()
         await until(lambda: there.last_known_mode() is None and there.snapshot.stale is None)
     with pytest.raises(NoWorkers):
-        async with here.on(drain=PATIENCE):
-            pytest.fail("it ran")
+        await here.on(drain=PATIENCE).__aenter__()
     proxy.close()
 
 
 async def test_a_drained_hold_is_lost_before_a_worker_that_is_cut_off_may_open(server, make):
     """A worker that opens when it knows nothing may do so only after the body of a drained hold was told."""
     proxy = Proxy(server.port)
-    here = make(server.url())
-    there = make(server.url().replace(str(server.port), str(proxy.port)))
+    here = make(server.url(lease=SHORT))
+    there = make(server.url(lease=SHORT).replace(str(server.port), str(proxy.port)))
     async with worker(there) as in_flight:
         async with here.on(drain=PATIENCE) as hold:
             proxy.open.clear()
@@ -382,12 +401,12 @@ async def test_a_drained_hold_is_lost_before_a_worker_that_is_cut_off_may_open(s
 async def test_workers_that_stay_closed_keep_a_drained_hold(server, make):
     """With `on_backend_error=closed` a worker that is cut off inside a window costs nothing: it stays closed."""
     proxy = Proxy(server.port)
-    here = make(server.url(), CLOSED)
-    there = make(server.url().replace(str(server.port), str(proxy.port)), CLOSED)
+    here = make(server.url(lease=SHORT), CLOSED)
+    there = make(server.url(lease=SHORT).replace(str(server.port), str(proxy.port)), CLOSED)
     async with worker(there) as in_flight:
         async with here.on(drain=PATIENCE) as hold:
             proxy.open.clear()
-            end = time.monotonic() + 2.5 * LEASE
+            end = time.monotonic() + 2.5 * SHORT
             while time.monotonic() < end:
                 assert not in_flight.enter("request")
                 await anyio.sleep(0.02)
@@ -414,9 +433,9 @@ async def test_workers_are_listed(server, make):
     async with worker(there) as in_flight:
         assert in_flight.enter("request")
         in_flight._fleet.hurry()
-        with anyio.fail_after(PATIENCE):
-            while not (listed := (await here.workers())[0]).busy:
-                await anyio.sleep(0.01)
+        await until(lambda: '"in_flight": 1' in server.do("HVALS", "{fastapi_maintenance:default}:records")[0])
+        (listed,) = await here.workers()
+        assert listed.busy
         assert (listed.pid, listed.host, listed.in_flight) == (os.getpid(), socket.gethostname(), 1)
         assert listed.version
         assert listed.last_beat is not None
@@ -436,6 +455,7 @@ def test_the_acl_of_the_readme_is_the_one_that_is_tested():
     assert all(rule in (ROOT / "README.md").read_text() for rule in ACL.split())
 
 
+@both_loops
 async def test_a_restricted_user_is_enough(server, make):
     """A user with the commands and key patterns that the README lists can do everything."""
     server.do("ACL", "SETUSER", "gate", "on", f">{PLAIN_SECRET}", *ACL.split())
@@ -470,6 +490,25 @@ async def test_secrets_are_never_shown(server, make, caplog, how):
 @pytest.mark.parametrize(
     "url",
     [
+        f"redis+sentinel://gate:{SECRET}@127.0.0.1:1,127.0.0.1:2/primary/1?sentinel_password={SECRET}",
+        f"rediss+sentinel://:{SECRET}@127.0.0.1:1/primary",
+        f"redis+cluster://gate:{SECRET}@127.0.0.1:1",
+    ],
+)
+async def test_secrets_of_sentinels_and_clusters_are_never_shown(make, caplog, url):
+    """Where no sentinel and no node of a cluster answers, the error names the kind of store and shows no password."""
+    caplog.set_level(logging.DEBUG)
+    maintenance = make(url, timeout=0.5, lease=SHORT)
+    with pytest.raises(BackendError) as caught:
+        await maintenance.enable()
+    shown = f"{caught.value!r} {caught.value} {maintenance.backend!r} {caplog.text}"
+    assert "s3cr3t" not in shown
+    assert url.partition(":")[0] in repr(maintenance.backend)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
         f"redis://:{PLAIN_SECRET}@host/x",
         f"redis://u:{PLAIN_SECRET}",
         f"redis://:{SECRET}@host:port",
@@ -479,6 +518,10 @@ async def test_secrets_are_never_shown(server, make, caplog, how):
         f"redis://:{SECRET}@host/0?no_such_option=1",
         f"redis://:{SECRET}@[host/0",
         f"redis+sentinel://:{SECRET}@host",
+        f"redis://:{SECRET}@host/{PLAIN_SECRET}",
+        f"redis://:{SECRET}@host/0#{PLAIN_SECRET}",
+        f"redis://:{SECRET}@host:0",
+        f"unix://{PLAIN_SECRET}",
         f"redis://:{SECRET}@host/0?lease=often",
     ],
 )
@@ -509,14 +552,25 @@ def test_it_is_configured_by_the_environment_and_by_name(server, monkeypatch):
         maintenance.backend.close()
 
 
+def test_a_unix_socket_is_a_url_as_well(tmp_path):
+    """A server that listens on a socket in the file system is named by its path."""
+    # The path of a socket is short.
+    with tempfile.TemporaryDirectory() as folder, redis_server(tmp_path, "--unixsocket", f"{folder}/s") as server:
+        backend = RedisBackend(f"unix://{folder}/s?db=2&lease=3")
+        assert anyio.run(Maintenance(backend=backend).enable).active
+        backend.close()
+        assert server.do("INFO", "keyspace").keys() == {"db2"}
+
+
 def test_a_client_factory_takes_the_place_of_a_url(server):
     """A factory of clients serves as well, and one of both must be given."""
     library = urls.library()
     backend = RedisBackend(client_factory=lambda: library.Redis(port=server.port, decode_responses=True))
     assert anyio.run(Maintenance(backend=backend).enable).active
     backend.close()
-    with pytest.raises(TypeError, match="one of them"):
-        RedisBackend()
+    for wrong in ({}, {"url": server.url(), "client_factory": library.Redis}):
+        with pytest.raises(TypeError, match="one of them"):
+            RedisBackend(**wrong)
 
 
 def test_without_redis_py_the_error_says_what_to_install(monkeypatch):
@@ -588,5 +642,5 @@ def test_everything_is_awaited_in_the_thread(server, make):
                 tasks.start_soon(functools.partial(objects[number % 3].enable, message=str(number)))
 
     anyio.run(all_at_once)
-    eventually(lambda: server.do("HGET", "{fastapi_maintenance:default}:state", "revision") == "9")
+    assert server.do("HGET", "{fastapi_maintenance:default}:state", "revision") == "9"
     assert redis.__version__

@@ -104,6 +104,10 @@ class LeasedHolds(HoldStore, Protocol):
         """Call `lost` once, in any thread, when the store can no longer vouch for the hold."""
         ...
 
+    def hold_lost(self, hold_id: str) -> bool:
+        """Tell, by the clock alone and in any thread, whether that is so now; a hold that has ended is not lost."""
+        ...
+
 
 @runtime_checkable
 class InheritableHolds(HoldStore, Protocol):

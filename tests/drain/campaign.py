@@ -127,7 +127,13 @@ class Seen:
 
 
 class Campaign:
-    """A campaign while it runs."""
+    """A campaign while it runs.
+
+    Attributes:
+        stopped: Seconds for which a holder is stopped, at least and at most.
+    """
+
+    stopped = (0.05, 0.4)
 
     def __init__(self, plan, directory, port):
         self.plan = plan
@@ -263,7 +269,7 @@ class Campaign:
     async def hold(self, how):
         """Hold in turns, so that a holder that is killed is not missed for long."""
         for _ in range(0, self.plan.windows, 10):
-            await getattr(self, how)(10)
+            await getattr(self, how)(min(10, self.plan.windows))
 
     # Faults
 
@@ -284,6 +290,14 @@ class Campaign:
         """Kill a holder that is a process of its own."""
         for process in list(self.scripts)[:1]:
             self.kill(process.pid)
+
+    async def stop_holder(self):
+        """Stop a holder that is a process of its own, for a while."""
+        for process in list(self.scripts)[:1]:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(self.chance.uniform(*self.stopped))
+                process.send_signal(signal.SIGCONT)
 
     async def rubbish(self):
         """Write over the state by hand."""

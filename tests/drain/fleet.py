@@ -8,15 +8,19 @@ import threading
 from pathlib import Path
 
 from tests.drain.campaign import HOST, Campaign
-from tests.redis_servers import LEASE, Proxy, redis_server
+from tests.redis_servers import LEASE, Proxy, eventually, redis_server
+
+STATE = "{fastapi_maintenance:default}:state"
 
 
 class FleetCampaign(Campaign):
     """A campaign whose state is in Redis."""
 
-    def __init__(self, plan, directory, port, redis):
+    stopped = (0.1 * LEASE, 1.7 * LEASE)
+
+    def __init__(self, plan, directory, port, redis, replica):
         super().__init__(plan, directory, port)
-        self.redis, self.proxy = redis, Proxy(redis.port)
+        self.redis, self.replica, self.proxy = redis, replica, Proxy(redis.port)
         self.url = redis.url(forget=1).replace(str(redis.port), str(self.proxy.port))
 
     def environment(self):
@@ -29,9 +33,10 @@ class FleetCampaign(Campaign):
         }
 
     async def all_workers(self):
-        """Wait until each worker has answered; who comes later talks to Redis directly."""
+        """Wait until each worker has answered; who comes later talks to Redis directly, if that stays where it is."""
         await super().all_workers()
-        self.url = self.redis.url(forget=1)
+        if "fail_over" not in self.plan.faults:
+            self.url = self.redis.url(forget=1)
 
     # Faults
 
@@ -57,6 +62,23 @@ class FleetCampaign(Campaign):
         """Kill all connections."""
         await self.in_thread(self.redis.drop_connections)
 
+    async def fail_over(self):
+        """Promote the replica before it has the last writes, and kill the primary, which comes back as the replica."""
+        await self.in_thread(self.lag, self.promote, lambda: follow(self.replica, self.redis))
+
+    def lag(self):
+        """Let the replica miss a change."""
+        self.replica.do("REPLICAOF", "NO", "ONE")
+        missed = self.redis.do("HGET", STATE, "revision")
+        eventually(lambda: self.redis.do("HGET", STATE, "revision") != missed)
+
+    def promote(self):
+        """Let the replica take the place of the primary, which is killed, and comes back."""
+        self.proxy.target = self.replica.port
+        self.redis.kill()
+        self.redis, self.replica = self.replica, self.redis
+        self.replica.start()
+
     async def cut_off(self):
         """Let the servers send and receive nothing for a while, without closing a connection."""
         await self.in_thread(self.proxy.open.clear, self.proxy.open.set)
@@ -68,6 +90,12 @@ class FleetCampaign(Campaign):
         self.proxy.open.set()
 
 
+def follow(replica, primary):
+    """Let a server be the replica of another one, and wait until it has everything."""
+    replica.do("REPLICAOF", HOST, str(primary.port))
+    eventually(lambda: replica.do("INFO", "replication")["master_link_status"] == "up")
+
+
 def run_on_redis(plan):
     """Run a campaign in a directory of its own, with a Redis of its own."""
     memory = Path("/dev/shm")  # noqa: S108 - tests only
@@ -76,9 +104,13 @@ def run_on_redis(plan):
         with socket.socket() as free:
             free.bind((HOST, 0))
             port = free.getsockname()[1]
-        with redis_server(directory, "--appendonly", "yes") as redis:
-            campaign = FleetCampaign(plan, directory, port, redis)
+        folder = directory / "replica"
+        folder.mkdir()
+        options = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+        with redis_server(directory, *options) as redis, redis_server(folder, *options) as replica:
+            campaign = FleetCampaign(plan, directory, port, redis, replica)
             try:
+                follow(replica, redis)
                 seen = asyncio.run(campaign.run())
             finally:
                 campaign.proxy.close()

@@ -33,11 +33,17 @@ async def hold_windows(maintenance, count, *, min_workers=1):
         # The state may be rubbish just now, a worker cut off, or the last one killed: then nothing has happened.
         with suppress(BackendError, NoWorkers, *UNANSWERED):
             async with maintenance.on(drain=DRAIN, min_workers=min_workers) as hold:
-                with record.span("window", asked):
+                if hold.lost:
+                    continue
+                with record.span("window", asked) as ended:
                     entering.append((time.monotonic_ns() - asked) / 1e6)
                     end = time.monotonic() + chance.uniform(0, LONGEST)
-                    while time.monotonic() < end and not hold.lost:
+                    while (step := time.monotonic_ns()) < end * 1e9 and not hold.lost:
+                        ended[:] = [step]
                         await anyio.sleep(0.001)
+                    # A body looks before each step: its last one was before the hold was lost, however long it slept.
+                    if not hold.lost:
+                        ended.clear()
         await anyio.sleep(chance.uniform(0.05, 0.15))
     return entering
 

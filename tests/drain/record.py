@@ -49,13 +49,17 @@ class Record:
 
     @contextmanager
     def span(self, kind, asked=0):
-        """Note that something runs for the time of the block; it is for those who come out of it to say so."""
+        """Note that something runs for the time of the block; it is for those who come out of it to say so.
+
+        What is given takes the time of an earlier end.
+        """
         key = secrets.token_hex(6)
+        ended = []
         self._write(f"begin {key} {time.monotonic_ns()} {kind} {asked}")
         try:
-            yield
+            yield ended
         finally:
-            self._write(f"end {key} {time.monotonic_ns()}")
+            self._write(f"end {key} {(ended or [time.monotonic_ns()])[-1]}")
 
     def _write(self, line):
         with self._turn:

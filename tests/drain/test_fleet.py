@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.drain.campaign import Plan
+from tests.drain.fleet import run_on_redis
 from tests.redis_servers import needs_redis
 from tests.servers import needs_servers
 
@@ -16,22 +17,20 @@ pytestmark = [needs_servers, needs_redis]
 LONG = "DRAIN_LONG" in os.environ
 PROCESSES = ("kill_worker", "stop_worker", "kill_holder")
 STORE = ("drop_connections", "pause_redis", "kill_redis", "empty_redis", "cut_off", "cut_off_for_long")
-SHORT = [Plan("uvicorn", windows=10, faults=("drop_connections", "pause_redis"), every=0.5)]
 LONG_PLANS = [
     *(Plan("uvicorn", gates=gates, windows=60) for gates in ("middleware", "route", "guard", "all")),
     Plan("gunicorn-preload", windows=60),
     Plan("uvicorn", workers=8, windows=60, faults=("drop_connections", "pause_redis"), every=1.0),
     Plan("uvicorn", workers=4, windows=60, faults=PROCESSES, every=6.0),
-    *(Plan("uvicorn", windows=60, faults=(fault,), every=4.0) for fault in STORE),
+    *(Plan("uvicorn", windows=60, faults=(fault,), every=4.0) for fault in (*STORE, "fail_over", "stop_holder")),
     Plan("uvicorn", workers=4, windows=60, faults=(*STORE, *PROCESSES), every=5.0),
 ]
+PLANS = LONG_PLANS if LONG else [Plan("uvicorn", windows=6, faults=("kill_redis",), every=2.0)]
 
 
-@pytest.mark.parametrize("plan", LONG_PLANS if LONG else SHORT, ids=lambda plan: f"{plan}-{'-'.join(plan.faults)}")
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan}-{'-'.join(plan.faults)}")
 def test_nothing_runs_in_a_window_of_the_fleet(plan):
     """Holders drain a fleet again and again, under load and faults: no request runs in any window."""
-    from tests.drain.fleet import run_on_redis  # noqa: PLC0415 - it needs redis-py
-
     seen = run_on_redis(plan)
     assert seen.overlaps == []
     assert len(seen.windows) >= plan.windows
@@ -39,12 +38,10 @@ def test_nothing_runs_in_a_window_of_the_fleet(plan):
     assert seen.contested * 5 > len(seen.windows)
     assert seen.answers[200] > seen.contested
     assert seen.answers[503] > 0
+    assert all(seen.faults.values())
 
 
 def test_a_promise_without_counting_is_caught():
-    """Where workers promise that nothing is in flight without counting, requests run in most windows."""
-    from tests.drain.fleet import run_on_redis  # noqa: PLC0415 - as above
-
+    """Where workers promise that nothing is in flight without counting, requests run in windows, and it is seen."""
     seen = run_on_redis(Plan("uvicorn", windows=10, control="idle-always", holders=("script",), at_start=0))
-    assert seen.contested * 2 > len(seen.windows)
-    assert seen.violated * 2 > len(seen.windows)
+    assert seen.violated > 2

@@ -63,6 +63,13 @@ def test_what_runs_is_recorded_with_its_begin_and_end(tmp_path):
     assert spans(tmp_path, WINDOWS) == []
 
 
+def test_what_ended_before_its_block_says_when(tmp_path):
+    """A span that is told of an earlier end ended then."""
+    with Record(tmp_path, WINDOWS).span("window") as ended:
+        ended.append(5)
+    assert spans(tmp_path, WINDOWS)[0].end == 5
+
+
 def test_what_never_ended_overlaps_all_that_comes_later(tmp_path):
     """What has no end goes on for ever, unless its process was killed: then it ended there, but not before."""
     record = Record(tmp_path, REQUESTS)

@@ -155,6 +155,10 @@ class RedisBackend(BaseStateBackend):
         """Call `lost`, in the background thread, when Redis can no longer vouch for the hold."""
         self._fleet.watch(hold_id, lost)
 
+    def hold_lost(self, hold_id: str) -> bool:
+        """Tell by the clock whether Redis can no longer vouch for a hold that has not ended."""
+        return self._fleet.lost(hold_id)
+
     async def get_value(self) -> bool:
         """Tell whether maintenance is on now."""
         return (await self.read_state()).at(utcnow()).active

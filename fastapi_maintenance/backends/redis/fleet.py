@@ -58,6 +58,9 @@ _LEAP = 0.4
 _WRITTEN_AGAIN = 0.05
 """Seconds that a newcomer gives the others to write an emptied store again."""
 
+_CHANCE = random.SystemRandom()
+"""Not the global one, which tests of users set and watch, and which a thread must not move."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -76,7 +79,7 @@ class Terms:
     @property
     def pause(self) -> float:
         """Seconds between two beats, less a random part so that a fleet does not beat in time."""
-        return self.lease / 3 * random.uniform(0.8, 1)  # noqa: S311 - no secret
+        return self.lease / 3 * _CHANCE.uniform(0.8, 1)
 
 
 class Fleet:
@@ -221,6 +224,11 @@ class Fleet:
         if held is not None:
             held.tell(lost)
 
+    def lost(self, hold_id: str) -> bool:
+        """Tell by the clock whether a hold of this process is lost."""
+        held = self._held.get(hold_id)
+        return held is not None and held.check()
+
     def drains(self) -> frozenset[str]:
         """Give the holds of this process."""
         return frozenset(self._held)
@@ -305,13 +313,16 @@ class Fleet:
         same = reply.line == known.line
         if same and reply.revision < known.state.revision and pushes != self._pushes:
             return True
-        self._applied = sent
         self._contact = Contact(reply.now, reply.era, time.monotonic())
         behind = known.line != "" and (not reply.line or (same and reply.revision < known.state.revision))
         replaced = known.line != "" and not same and self._alive - reply.leases.keys()
-        if not behind and not (replaced and time.monotonic() < self._view.end):
-            if reply.stamp != known.stamp and not self._take_document(reply):
-                return True
+        believed = not behind and not (replaced and time.monotonic() < self._view.end)
+        unread = believed and reply.stamp != known.stamp and not self._take_document(reply)
+        # Not before: what cannot be read is told to all who ask.
+        self._applied = sent
+        if unread:
+            return True
+        if believed:
             self._alive = frozenset(reply.leases)
             self._next_end = min(reply.leases.values(), default=math.inf) / 1000
         self._show(frozenset())
@@ -320,15 +331,12 @@ class Fleet:
         return False
 
     def _take_document(self, reply: Reply) -> bool:
-        if not reply.stamp:
-            self._known = NOTHING
-        elif not reply.document:
+        if not reply.document:
             return False
-        else:
-            try:
-                self._known = Known(reply.line, reply.stamp, MaintenanceState.from_json(reply.document))
-            except ValueError as error:
-                raise Refused(f"the document cannot be read: {error}") from None
+        try:
+            self._known = Known(reply.line, reply.stamp, MaintenanceState.from_json(reply.document))
+        except ValueError as error:
+            raise Refused(f"the document cannot be read: {error}") from None
         return True
 
     def _show(self, bar: frozenset[str]) -> None:

@@ -70,8 +70,10 @@ class Held:
         self._count_at = time.monotonic() + min(9 * seconds, _LONGEST_PAUSE)
 
     def tell(self, lost: Lost) -> None:
-        """Call `lost` when it is lost."""
+        """Call `lost` when it is lost, at once when it is so already."""
         self._tell.append(lost)
+        if self.lost:
+            lost()
 
     def check(self) -> bool:
         """Tell whether it is lost, by the clock alone."""

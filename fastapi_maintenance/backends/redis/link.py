@@ -4,8 +4,8 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -28,8 +28,14 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 AT_ONCE = 4
 """Scripts that are under way at the same time: each has a connection of its own, and there may be many scopes."""
 
+_AGAIN = 0.1
+"""Seconds after which a task that was cancelled and goes on is cancelled again."""
+
 _GRACE = 1.3
 """How much longer than redis-py, which closes a connection that is too slow, the thread waits."""
+
+_CHANCE = random.SystemRandom()
+"""Not the global one, which tests of users set and watch, and which a thread must not move."""
 
 
 class OutOfContact(Exception):
@@ -145,6 +151,8 @@ class Link:
             return await anyio.to_thread.run_sync(
                 future.result, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
             )
+        except CancelledError:
+            raise OutOfContact("it was closed") from None
         finally:
             future.cancel()
 
@@ -238,7 +246,7 @@ class Link:
             if clock() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
             if self._listeners:
-                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
+                await asyncio.sleep(pause * _CHANCE.uniform(0.5, 1))
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _goes_on(self) -> bool:
@@ -268,9 +276,7 @@ class Link:
         finally:
             self._client = None
             self._contact.clear()
-            for task in tasks.values():
-                task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
+            await _ended(tasks.values())
             await self._close(news)
             await self._close(client)
 
@@ -301,27 +307,30 @@ class Link:
 
     async def _listen(self, client: Any, news: Any) -> None:
         """Hear what is published; a subscription that does not even answer a ping breaks the contact off."""
-        clock = asyncio.get_running_loop().time
-        heard = asked = clock()
         try:
             while True:
                 # What confirms a subscription is an answer, too; to be told of none would look like silence.
                 message = await news.get_message(timeout=self._timeout)
-                now = clock()
-                if message is not None:
-                    heard = now
-                    self._tell(message)
-                elif asked > heard:
-                    raise TimeoutError  # noqa: TRY301 - as when a script is not answered
-                else:
-                    asked = now
+                if message is None:
                     await news.ping()
+                    message = await news.get_message(timeout=self._timeout)
+                self._tell(message)
         except Exception as error:  # noqa: BLE001 - whatever the library raises
             self._break_off(client, self._explained(error))
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _tell(self, message: dict[str, Any] | None) -> None:
+        if message is None:
+            raise TimeoutError
         channel = message.get("channel") or b""
         name = channel.decode() if isinstance(channel, bytes) else channel
         for listener in self._listeners:
             if listener.channel == name and message["type"] == "message":
                 listener.hear(message["data"])
+
+
+async def _ended(tasks: Collection[asyncio.Task[None]]) -> None:
+    """End tasks: a cancellation that the library took for its own time-out was lost, so that it is repeated."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=_AGAIN)

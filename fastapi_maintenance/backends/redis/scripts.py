@@ -75,10 +75,15 @@ local function settle()
   end
 end
 
+-- What somebody took a part of is damaged, and neither nothing nor what is known.
+local function named(stamp)
+  return stamp or redis.call('HGET', STATE, 'line') and '-' or ''
+end
+
 local function reply(done)
   local found = redis.call('HMGET', STATE, 'line', 'revision', 'stamp')
-  local stamp = found[3] or ''
-  local document = stamp ~= KNOWN and redis.call('HGET', STATE, 'document') or ''
+  local stamp = named(found[3])
+  local document = stamp ~= KNOWN and (redis.call('HGET', STATE, 'document') or '-') or ''
   local leases = {}
   local alive = redis.call('ZRANGEBYSCORE', HOLDS, '(' .. number(now), '+inf', 'WITHSCORES')
   for i = 1, #alive, 2 do
@@ -129,7 +134,7 @@ local found = redis.call('HMGET', STATE, 'stamp', 'recent')
 local recent = found[2] or ''
 -- A write whose answer was lost is sent again.
 if string.find(recent, stamp, 1, true) then return reply(1) end
-if (found[1] or '') ~= before then return reply(0) end
+if named(found[1]) ~= before then return reply(0) end
 tick()
 redis.call('HSET', STATE, 'stamp', stamp, 'line', line, 'revision', revision, 'document', document)
 redis.call('HSET', STATE, 'recent', string.sub(recent .. ' ' .. stamp, -1024))

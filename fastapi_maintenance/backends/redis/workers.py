@@ -112,12 +112,6 @@ class FleetInFlight(InFlight):
         with self._turn:
             self._bar, self._bar_end = holds, end
 
-    def bar_also(self, holds: frozenset[str], end: float) -> None:
-        """Let nobody in as long as `holds` are alive, either."""
-        with self._turn:
-            self._bar |= holds
-            self._bar_end = max(end, self._bar_end) if math.isfinite(self._bar_end) else end
-
     def promise(self) -> tuple[frozenset[str], bool, int]:
         """Give the holds that bar the way, whether nothing is in flight, and how much is."""
         with self._turn:

@@ -1,0 +1,613 @@
+"""What a process makes of the store's answers: those that are late, in the wrong order, gone or no answers at all."""
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from functools import partial
+from weakref import WeakSet
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from fastapi_maintenance import BackendError, DrainIncomplete, Maintenance
+from fastapi_maintenance.backends import RedisBackend
+from fastapi_maintenance.backends.redis.link import Link, OutOfContact
+from fastapi_maintenance.backends.redis.reasons import Explainer
+from fastapi_maintenance.backends.redis.scripts import BEAT, CHANGE, LOOK, VOUCH
+from fastapi_maintenance.backends.redis.urls import library
+from fastapi_maintenance.forks import _Following
+from fastapi_maintenance.state import OPEN, Switch, utcnow
+from tests.redis_servers import SHORT, Proxy, close, needs_redis, redis_server
+from tests.waiting import until
+
+pytestmark = [needs_redis, pytest.mark.anyio]
+
+PLACE = "{fastapi_maintenance:default}"
+STATE, HOLDS, WORKERS, ACKS, RECORDS, NEWS = (
+    f"{PLACE}:{key}" for key in ("state", "holds", "workers", "acks", "records", "news")
+)
+
+
+@pytest.fixture
+def anyio_backend():
+    """Run async tests once: it is the background thread that is played with."""
+    return "asyncio"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Give a server of its own."""
+    with redis_server(tmp_path) as running:
+        yield running
+
+
+class Stubborn:
+    """A subscription of redis-py that takes the first cancellation for a time-out of its own."""
+
+    def __init__(self, news):
+        self.news, self.went_on = news, False
+
+    async def get_message(self, **options):
+        try:
+            return await self.news.get_message(**options)
+        except asyncio.CancelledError:
+            self.went_on = True
+            return await self.news.get_message(timeout=60)
+
+    def __getattr__(self, name):
+        return getattr(self.news, name)
+
+
+class Between:
+    """A client of redis-py, and a wire between it and the store."""
+
+    def __init__(self, client, heard, wire):
+        self.client, self.heard, self.wire = client, heard, wire
+
+    def pubsub(self):
+        return self.wire.subscribed(self.heard.pubsub())
+
+    async def evalsha(self, sha, *rest):
+        return await self.wire.asked(sha, partial(self.client.evalsha, sha, *rest))
+
+    async def eval(self, source, *rest):
+        return await self.client.eval(source, *rest)
+
+    async def aclose(self):
+        await self.heard.aclose()
+        await self.client.aclose()
+
+
+class Wire:
+    """Holds scripts back on their way, or answers in the store's place."""
+
+    def __init__(self, server):
+        self.port = self.news_port = server.port
+        self.waiting = []
+        self.answers = {}
+        self.made = []
+        self.seen = []
+        self.subscribed = lambda news: news
+
+    def client(self):
+        """Make a client, in between."""
+        client = partial(library().Redis, socket_timeout=1)
+        return Between(client(port=self.port), client(port=self.news_port), self)
+
+    def make(self, **options):
+        """Make an object whose backend talks through this."""
+        self.made.append(RedisBackend(client_factory=self.client, **{"lease": 30, "timeout": 5, **options}))
+        return Maintenance(backend=self.made[-1])
+
+    async def asked(self, sha, ask):
+        """Ask in the background thread, when the test lets it."""
+        self.seen.append(sha)
+        stop = next((stop for stop in self.waiting if stop.sha == sha and not stop.reached.is_set()), None)
+        if stop is None:
+            return self.answers[sha] if sha in self.answers else await ask()
+        if stop.before:
+            await stop.wait()
+        answer = await ask()
+        if not stop.before:
+            await stop.wait()
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def held_back(self, script, *, before=False):
+        """Hold the next `script` back, before it is asked or its answer; give what waits and lets go, until the end."""
+        stop = Stop(script.sha, before)
+        self.waiting.append(stop)
+        try:
+            yield stop
+        finally:
+            stop.go.set()
+
+
+class Stop:
+    """Where a script is held back."""
+
+    def __init__(self, sha, before):
+        self.sha, self.before = sha, before
+        self.reached, self.go, self.gone = threading.Event(), threading.Event(), threading.Event()
+
+    async def wait(self):
+        """Wait in the background thread."""
+        self.reached.set()
+        while not self.go.is_set():
+            await asyncio.sleep(0.001)
+        self.gone.set()
+
+
+@pytest.fixture
+def between(server):
+    """Give what stands between objects and the server; the threads end with the test."""
+    wire = Wire(server)
+    yield wire
+    close(wire.made)
+
+
+@pytest.fixture
+def make(server):
+    """Give a function that makes an object on the server; the threads end with the test."""
+    made = []
+
+    def maintenance(**query):
+        made.append(RedisBackend(server.url(**{"lease": 30, **query})))
+        return Maintenance(backend=made[-1])
+
+    yield maintenance
+    close(made)
+
+
+# Answers that come late
+
+
+async def test_a_late_answer_brings_nothing_back(between):
+    """What was said before a change, and heard after it, is not believed."""
+    here = between.make()
+    assert not (await here.status()).active
+    async with anyio.create_task_group() as tasks, between.held_back(LOOK) as late:
+        tasks.start_soon(here.backend.read_state)
+        await until(late.reached.is_set)
+        await here.enable()
+        late.go.set()
+    assert here.backend.peek_state().switch is not None
+
+
+async def test_an_answer_that_a_push_overtook_is_asked_again(between, make):
+    """What the store said before another process closed it opens nothing, though it is heard after the push."""
+    here, other = between.make(), make()
+    await other.disable()
+    await other.enable()
+    await other.disable()
+    read = []
+
+    async def ask():
+        read.append(await here.backend.read_state())
+
+    assert not (await here.status()).active
+    async with anyio.create_task_group() as tasks, between.held_back(LOOK) as late:
+        tasks.start_soon(ask)
+        await until(late.reached.is_set)
+        await other.enable()
+        await until(lambda: here.backend.peek_state().switch is not None)
+        late.go.set()
+    assert read[0].switch is not None
+
+
+async def test_a_change_whose_answer_a_push_overtook_is_asked_again(between, make):
+    """A change is followed by another one's before its answer is heard: what is known then is the later one."""
+    here, other = between.make(), make()
+    await here.enable()
+    await here.disable()
+    async with anyio.create_task_group() as tasks, between.held_back(CHANGE) as late:
+        tasks.start_soon(partial(here.enable, message="first"))
+        await until(late.reached.is_set)
+        async with between.held_back(LOOK, before=True):
+            await other.enable(message="second")
+            await until(lambda: here.backend.peek_state().switch is not None)
+            late.go.set()
+            await until(late.gone.is_set)
+    assert here.backend.peek_state().switch.message == "second"
+
+
+async def test_an_answer_without_the_document_that_was_known_is_asked_again(between, make, server):
+    """The store leaves out the document that one knows; when one knows another by then, it is asked for."""
+    here, other = between.make(), make()
+    await here.enable(message="first")
+    read = []
+
+    async def ask():
+        read.append(await here.backend.read_state())
+
+    async with (
+        anyio.create_task_group() as tasks,
+        between.held_back(LOOK, before=True) as early,
+        between.held_back(LOOK) as late,
+        between.held_back(LOOK, before=True) as later,
+    ):
+        server.do("PUBLISH", NEWS, "")
+        await until(early.reached.is_set)
+        tasks.start_soon(ask)
+        await until(late.reached.is_set)
+        server.do("FLUSHALL")
+        await other.enable(message="of another line")
+        early.go.set()
+        await until(later.reached.is_set)
+        assert here.backend.peek_state().switch.message == "of another line"
+        late.go.set()
+        await until(late.gone.is_set)
+    assert read[0].switch.message == "of another line"
+
+
+# Documents
+
+
+@pytest.mark.parametrize("document", [None, "{", "[]"], ids=["gone", "cut short", "a list"])
+async def test_a_document_that_is_damaged_keeps_the_last_known(server, make, document):
+    """A document that cannot be read is a failure, told to who asks, and never off; it is not asked for on and on."""
+    here, fresh = make(), make(prefix="fastapi_maintenance")
+    await here.enable()
+    server.do("HDEL", STATE, "document")
+    server.do("HSET", STATE, "stamp", "another", *(("document", document) if document else ()))
+    before = server.do("INFO", "commandstats")["cmdstat_evalsha"]["calls"]
+    for maintenance in (here, fresh):
+        with pytest.raises(BackendError, match="the document cannot be read"):
+            await maintenance.backend.read_state()
+    assert server.do("INFO", "commandstats")["cmdstat_evalsha"]["calls"] < before + 10
+    assert (await here.status()).active
+
+
+async def test_a_document_that_has_lost_its_stamp_is_one(server, make):
+    """A document whose name was deleted by hand counts for those who know it and for newcomers, and can be changed."""
+    here, fresh = make(), make(prefix="fastapi_maintenance")
+    await here.enable()
+    server.do("HDEL", STATE, "stamp")
+    assert (await here.backend.read_state()).switch is not None
+    assert (await fresh.backend.read_state()).switch is not None
+    assert not (await here.disable()).active
+
+
+async def test_an_answer_that_is_none_breaks_the_contact_off_and_is_got_over(between):
+    """Nonsense in place of an answer is an outage like any other, and ends with it."""
+    here = between.make(lease=0.6)
+    await here.enable()
+    between.answers[LOOK.sha] = None
+    await until(lambda: here.last_known_mode() and here.snapshot.stale is not None)
+    del between.answers[LOOK.sha]
+    await until(lambda: here.last_known_mode() and here.snapshot.stale is None)
+
+
+async def test_a_deaf_subscription_is_noticed(between, server):
+    """Pushes that come no more break the contact off, though scripts are answered: another subscription is made."""
+    proxy = Proxy(server.port)
+    between.news_port = proxy.port
+    here = between.make(lease=1.5)
+    try:
+        await here.enable()
+        proxy.open.clear()
+        await until(lambda: here.last_known_mode() and here.snapshot.stale is not None)
+        proxy.open.set()
+        await until(lambda: here.last_known_mode() and here.snapshot.stale is None)
+    finally:
+        proxy.close()
+
+
+async def test_a_cancellation_that_is_lost_keeps_no_contact_away(between, server):
+    """When the library loses the cancellation of a read, the contact that was broken off is made anew all the same."""
+    subscriptions = []
+
+    def subscribed(news):
+        subscriptions.append(Stubborn(news))
+        return subscriptions[-1]
+
+    between.subscribed = subscribed
+    here = between.make()
+    await here.enable()
+    between.answers[LOOK.sha] = None
+    server.do("PUBLISH", NEWS, "")
+    await until(lambda: subscriptions[0].went_on)
+    del between.answers[LOOK.sha]
+    with anyio.fail_after(5):
+        assert (await here.backend.read_state()).switch is not None
+
+
+# Changes
+
+
+async def test_a_change_that_changes_nothing_is_not_stored(server, make):
+    """An edit that gives back what it was given writes nothing, and gives it."""
+    state = await make().backend.change_state(lambda state: state)
+    assert state is OPEN
+    assert server.do("EXISTS", STATE) == 0
+
+
+async def test_a_change_always_has_a_later_revision(make):
+    """A document whose maker forgot to count is stored with the next revision, so that others hear of it."""
+    here, other = make(), make()
+    await here.enable()
+    await here.disable()
+    await other.status()
+    made = OPEN.model_copy(update={"switch": Switch(since=utcnow(), message="made anew")})
+    assert (await here.backend.change_state(lambda _: made)).revision == 3
+    await until(lambda: other.backend.peek_state().switch is not None)
+
+
+async def test_a_change_that_others_always_overtake_says_so(server, make):
+    """A change gives up when its time is over and somebody else was faster each time."""
+    here = make()
+    await here.enable()
+    here.backend._fleet._terms = here.backend._fleet._terms.__class__(30, 60, 0.2)
+    stamps = iter(range(10**6))
+
+    def overtaken(state):
+        server.do("HSET", STATE, "stamp", f"another {next(stamps)}")
+        return state.switched(utcnow(), on=False)
+
+    with pytest.raises(BackendError, match="others changed it all the time; try again"):
+        await here.backend.change_state(overtaken)
+    assert server.do("HGET", STATE, "revision") == "1"
+
+
+async def test_it_is_a_true_false_store_as_well(make):
+    """The older package's two methods read and write the switch."""
+    backend = make().backend
+    assert not await backend.get_value()
+    await backend.set_value(True)
+    assert await backend.get_value()
+    await backend.set_value(False)
+    assert not await backend.get_value()
+
+
+# Holds
+
+
+async def test_a_hold_that_the_store_has_dropped_is_written_again(server, make):
+    """A hold that Redis no longer lists begins again with its next renewal, before its owner relies on it no more."""
+    here, other = make(lease=SHORT), make(lease=SHORT)
+    async with here.on() as hold:
+        assert server.do("ZREM", HOLDS, hold.id) == 1
+        await until(lambda: server.do("ZSCORE", HOLDS, hold.id))
+        assert not hold.lost
+        assert [held.id for held in (await other.status()).holds] == [hold.id]
+    assert server.do("ZCARD", HOLDS) == 0
+
+
+@pytest.mark.parametrize("script", [LOOK, CHANGE], ids=["asked for", "written"])
+async def test_a_hold_that_ends_while_it_is_written_again_stays_ended(between, server, script):
+    """A hold that the store had dropped and whose block ends meanwhile is not begun again."""
+    here = between.make(lease=SHORT)
+    async with contextlib.AsyncExitStack() as stack:
+        async with here.on() as hold:
+            server.do("ZREM", HOLDS, hold.id)
+            async with between.held_back(VOUCH) as renewed:
+                await until(renewed.reached.is_set)
+                late = await stack.enter_async_context(between.held_back(script, before=True))
+            await until(late.reached.is_set)
+        late.go.set()
+        await until(late.gone.is_set)
+        between.seen.clear()
+        server.do("PUBLISH", NEWS, "")
+        await until(lambda: LOOK.sha in between.seen)
+    assert (await here.backend.read_state()).holds == ()
+    assert server.do("ZCARD", HOLDS) == 0
+
+
+async def test_a_hold_is_lost_by_the_clock_while_its_thread_stands_still(between):
+    """A body learns that the lease has run out although the thread that talks to Redis could not tell it."""
+    here = between.make(lease=SHORT)
+    still = threading.Event()
+    async with here.on() as hold:
+        assert not hold.lost
+        here.backend._fleet._link.soon(still.wait)
+        try:
+            await until(lambda: hold.lost)
+        finally:
+            still.set()
+    assert hold.lost
+
+
+def test_a_hold_that_is_not_held_is_not_watched(make):
+    """To watch a hold that has ended calls nobody, and is no error."""
+    backend = make().backend
+    backend.watch_hold("ended", lambda: pytest.fail("it was lost"))
+    assert not backend.heard
+
+
+async def test_a_hold_that_is_lost_while_it_drains_is_an_error(between, make, server):
+    """When the holder is cut off while it waits for the others, it says that the hold was lost; the body never runs."""
+    proxy = Proxy(server.port)
+    between.port = between.news_port = proxy.port
+    here, there = between.make(timeout=3), make()
+    in_flight = there.snapshot.in_flight
+
+    async def cut_off():
+        await until(lambda: VOUCH.sha in between.seen)
+        proxy.open.clear()
+
+    try:
+        async with there.lifespan(), anyio.create_task_group() as tasks:
+            assert in_flight.enter("request")
+            tasks.start_soon(cut_off)
+            with pytest.raises(BackendError, match="was lost while it drained"):
+                await here.on(drain=20).__aenter__()
+            in_flight.leave("request")
+    finally:
+        proxy.close()
+
+
+# Workers
+
+
+async def test_the_last_request_that_leaves_is_told_at_once(make, server):
+    """While a hold closes, the fleet hears that nothing runs any more long before the next beat would tell it."""
+    here, there = make(lease=60), make(lease=60)
+    in_flight = there.snapshot.in_flight
+
+    def idle():
+        return [ack.split()[1] for ack in server.do("HVALS", ACKS)]
+
+    async with there.lifespan():
+        assert in_flight.enter("request")
+        async with here.on():
+            await until(lambda: idle() == ["0"])
+            in_flight.leave("request")
+            with anyio.fail_after(5):
+                await until(lambda: idle() == ["1"])
+
+
+async def test_a_worker_that_is_busy_says_no_goodbye(make, server):
+    """A lifespan that ends while a request still runs leaves the worker in the register, so that a drain waits."""
+    maintenance = make()
+    async with maintenance.lifespan():
+        assert maintenance.snapshot.in_flight.enter("request")
+    assert server.do("ZCARD", WORKERS) == 1
+    maintenance.snapshot.in_flight.leave("request")
+    maintenance.snapshot.in_flight.part()
+    assert server.do("ZCARD", WORKERS) == 0
+
+
+async def test_who_comes_back_while_it_leaves_is_not_struck_off(between, server):
+    """A request that comes while the goodbye waits for a beat makes it a worker again, and the goodbye is not said."""
+    maintenance = between.make()
+    in_flight = maintenance.snapshot.in_flight
+    async with maintenance.lifespan():
+        async with anyio.create_task_group() as tasks, between.held_back(BEAT) as late:
+            server.do("PUBLISH", NEWS, "")
+            await until(late.reached.is_set)
+            tasks.start_soon(anyio.to_thread.run_sync, in_flight.part)
+            await until(lambda: not in_flight.joined)
+            in_flight.join()
+            late.go.set()
+        assert server.do("ZCARD", WORKERS) == 1
+        await in_flight.wait_ready(5)
+        assert in_flight.enter("request")
+        in_flight.leave("request")
+
+
+async def test_a_beat_that_came_after_the_goodbye_keeps_nobody_out(make, server):
+    """A late beat that registered a worker again after its goodbye is overtaken by those of its next life."""
+    maintenance = make()
+    async with maintenance.lifespan():
+        (worker,) = await maintenance.workers()
+    server.do("HSET", RECORDS, worker.id, "30 {}")
+    async with maintenance.lifespan():
+        assert maintenance.snapshot.in_flight.ready
+        await until(lambda: server.do("HGET", RECORDS, worker.id) != "30 {}")
+        assert [listed.id for listed in await maintenance.workers()] == [worker.id]
+
+
+async def test_a_drain_names_the_worker_that_says_nothing(make, server):
+    """When the time is over and a worker has not heard of the hold, the error names it: it may be cut off."""
+    proxy = Proxy(server.port)
+    here = make(lease=60)
+    there = RedisBackend(server.url(lease=60).replace(str(server.port), str(proxy.port)))
+    try:
+        async with Maintenance(backend=there).lifespan():
+            proxy.open.clear()
+            with pytest.raises(DrainIncomplete, match="no answer from") as caught:
+                await here.on(drain=0.3).__aenter__()
+            proxy.open.set()
+    finally:
+        there.close()
+        proxy.close()
+    assert len(caught.value.missing) == 1
+
+
+# Beginning and ending
+
+
+async def test_an_object_that_was_closed_begins_again_with_its_next_use(make):
+    """Closing before the first use, or twice, is no error, and a later use works."""
+    maintenance = make(lease=SHORT)
+    maintenance.backend.close()
+    assert (await maintenance.enable()).active
+    maintenance.backend.close()
+    maintenance.backend.close()
+    assert (await maintenance.backend.read_state()).switch is not None
+    assert not (await maintenance.disable()).active
+
+
+def test_a_link_that_does_not_talk_does_nothing_for_anybody():
+    """Before its first listener and after its last one, what is to be done in the thread is not done, or an error."""
+    link = Link(library().Redis, 1.0, Explainer("Redis", ()))
+    link.soon(lambda: pytest.fail("it was called"))
+    with pytest.raises(OutOfContact, match="it is closed"):
+        link.submit(lambda: pytest.fail("it was called"), 1.0)
+
+
+async def test_the_thread_of_a_closed_object_ends_and_no_goodbye_is_waited_for(make):
+    """Closing in a lifespan ends the thread; the lifespan then ends without a goodbye, and at once."""
+    maintenance = make(lease=SHORT)
+    async with maintenance.lifespan():
+        link = maintenance.backend._fleet._link
+        maintenance.backend.close()
+        await until(lambda: link._loop is None)
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.9
+
+
+async def test_closing_while_somebody_waits_is_told(server, make):
+    """Who waits for a change while the object is closed gets an error that says so."""
+    maintenance = make(lease=SHORT)
+    await maintenance.enable()
+    server.pause()
+    errors = []
+
+    async def disable():
+        try:
+            await maintenance.disable()
+        except BackendError as error:
+            errors.append(str(error))
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(disable)
+            await anyio.wait_all_tasks_blocked()
+            maintenance.backend.close()
+    server.resume()
+    assert [error for error in errors if "it was closed" in error]
+
+
+def test_what_a_fork_makes_of_a_child(make, monkeypatch):
+    """A child is another worker, has heard nothing yet and has nothing in flight; it begins with its own thread."""
+    monkeypatch.setattr("fastapi_maintenance.forks._Following.followers", WeakSet())
+    maintenance = make()
+    in_flight = maintenance.snapshot.in_flight
+
+    async def serve():
+        async with maintenance.lifespan():
+            assert in_flight.enter("request")
+            return [(worker.id, worker.in_flight) for worker in await maintenance.workers()]
+
+    ((parent, _),) = anyio.run(serve)
+    maintenance.backend.close()
+    _wait_for_its_end(maintenance)
+    _Following.tell()
+    assert not maintenance.backend.heard
+    assert (in_flight.operations(), in_flight.joined, in_flight.ready) == ((), False, False)
+    listed = dict(anyio.run(serve))
+    assert len(listed) == 2
+    assert parent in listed
+    in_flight.leave("request")
+
+
+def _wait_for_its_end(maintenance):
+    async def ended():
+        await until(lambda: maintenance.backend._fleet._link._loop is None)
+
+    anyio.run(ended)
+
+
+async def test_the_thread_leaves_the_random_numbers_of_others_alone(between):
+    """What others draw from the global generator is the same with a thread that pauses for random times beside them."""
+    here = between.make(lease=0.6)
+    await here.enable()
+    before = random.getstate()
+    for _ in range(3):
+        between.seen.clear()
+        await until(lambda: LOOK.sha in between.seen)
+    assert random.getstate() == before

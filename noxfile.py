@@ -57,6 +57,9 @@ WITHOUT_LONG_TABLES = [f"--ignore=tests/test_{name}.py" for name in LONG_TABLES]
 PYTEST = ("pytest", "-q", "-n", "auto", "--dist", "worksteal")
 """On all cores."""
 
+ONE_LOOP = ("-k", "not trio")
+"""Python and FastAPI do not ask which event loop it is; `tests` tries both on the Python that runs nox."""
+
 LOWEST = [
     requirement.replace(">=", "==")
     for requirement in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["redis"])
@@ -90,7 +93,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests on the newest dependencies; all of them, with branch coverage, on the Python that runs nox."""
     _install(session)
     if session.python != HERE:
-        session.run(*PYTEST, *(session.posargs or [*WITHOUT_REAL_SERVERS, *WITHOUT_LONG_TABLES]))
+        session.run(*PYTEST, *(session.posargs or [*ONE_LOOP, *WITHOUT_REAL_SERVERS, *WITHOUT_LONG_TABLES]))
         return
     session.run(*PYTEST, "--cov", "--cov-report=term-missing:skip-covered", *session.posargs)
 
@@ -100,7 +103,7 @@ def tests(session: nox.Session) -> None:
 def fastapi(session: nox.Session, version: str) -> None:
     """Run the tests that ask much of FastAPI on the releases that changed routing."""
     _install(session, f"fastapi=={version}")
-    session.run(*PYTEST, *(session.posargs or ASKS_FASTAPI))
+    session.run(*PYTEST, *(session.posargs or [*ONE_LOOP, *ASKS_FASTAPI]))
 
 
 @nox.session(python=HERE)
@@ -109,7 +112,7 @@ def lowest(session: nox.Session) -> None:
     _install(session, *LOWEST, extras="redis")
     # redis-py changes with what is behind a URL.
     without = [option for option in WITHOUT_REAL_SERVERS if "topologies" not in option]
-    session.run(*PYTEST, *(session.posargs or [*without, "--ignore=tests/test_cli.py"]))
+    session.run(*PYTEST, *(session.posargs or [*ONE_LOOP, *without, "--ignore=tests/test_cli.py"]))
 
 
 @nox.session(python=HERE)

@@ -421,7 +421,7 @@ async def test_a_hold_that_is_lost_while_it_drains_is_an_error(between, make, se
     """When the holder is cut off while it waits for the others, it says that the hold was lost; the body never runs."""
     proxy = Proxy(server.port)
     between.port = between.news_port = proxy.port
-    here, there = between.make(timeout=3), make()
+    here, there = between.make(lease=3, timeout=3), make(lease=3)
     in_flight = there.snapshot.in_flight
 
     async def cut_off():

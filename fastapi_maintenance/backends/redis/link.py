@@ -31,6 +31,9 @@ AT_ONCE = 4
 _AGAIN = 0.1
 """Seconds after which a task that was cancelled and goes on is cancelled again."""
 
+_FAREWELL = 0.25
+"""Seconds that closing a connection may take: what listens next waits for it."""
+
 _GRACE = 1.3
 """How much longer than redis-py, which closes a connection that is too slow, the thread waits."""
 
@@ -227,11 +230,7 @@ class Link:
         try:
             loop.run_until_complete(self._serve())
         finally:
-            rest = asyncio.all_tasks(loop)
-            for task in rest:
-                task.cancel()
-            if rest:
-                loop.run_until_complete(asyncio.wait(rest))
+            loop.run_until_complete(_ended(asyncio.all_tasks(loop)))
             loop.run_until_complete(loop.shutdown_asyncgens())
             # Closed connections let go of their sockets in the next turn of the loop.
             loop.run_until_complete(asyncio.sleep(0.01))
@@ -289,7 +288,7 @@ class Link:
                     await asyncio.wait_for(news.subscribe(listener.channel), self._timeout)
                 tasks[listener] = asyncio.create_task(self._attend_to(listener))
             for gone in tasks.keys() - self._listeners - {news}:
-                tasks.pop(gone).cancel()
+                await _ended([tasks.pop(gone)])
             await self._changed.wait()
             self._changed.clear()
 
@@ -302,7 +301,7 @@ class Link:
 
     async def _close(self, opened: Any) -> None:
         with suppress(Exception):
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(min(self._timeout, _FAREWELL)):
                 await close(opened)
 
     async def _listen(self, client: Any, news: Any) -> None:

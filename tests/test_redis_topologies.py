@@ -179,6 +179,12 @@ def stale(maintenance):
     return maintenance.snapshot.stale
 
 
+def follows(primary):
+    """Tell whether the replica of a primary has all of it."""
+    told = primary.do("INFO", "replication")
+    return told["slave0"]["offset"] == told["master_repl_offset"]
+
+
 async def does_everything(make, url):
     """Look at the state, the push, the lease and the drain."""
     here, there = make(url), make(url)
@@ -322,7 +328,7 @@ async def test_a_killed_node_of_a_cluster(make, cluster):
         await here.enable(message="kept")
         await until(lambda: there.last_known_mode() == "full")
         owner = cluster.owner()
-        assert owner.do("WAIT", 1, 1000) == 1
+        await until(lambda: follows(owner))
         owner.kill()
         await until(lambda: stale(there) is not None)
         with anyio.fail_after(PATIENCE):

@@ -60,7 +60,6 @@ class Server:
         self.directory, self.options, self.port = directory, options, free_port()
         self.program, self.client_options = shutil.which(program), client_options
         self.process = None
-        self.start()
 
     def url(self, **query):
         """Give the URL for the backend."""
@@ -165,14 +164,15 @@ class Proxy:
 
 
 def redis_server(directory, *options, **more):
-    """Start a server for the time of a block."""
-    return ended(Server(directory, *options, **more))
+    """Start a server of our own for the time of a block."""
+    return running(Server(directory, *options, **more))
 
 
 @contextlib.contextmanager
-def ended(server):
-    """End a server with a block."""
+def running(server):
+    """Start a server for the time of a block."""
     try:
+        server.start()
         yield server
     finally:
         server.resume()
@@ -212,7 +212,7 @@ class Sentinels:
     def _started(self, name, *options, kind=Server, config=()):
         (self._directory / name).mkdir()
         (self._directory / name / "sentinel.conf").write_text("\n".join(config))
-        return self._stack.enter_context(ended(kind(self._directory / name, *options)))
+        return self._stack.enter_context(running(kind(self._directory / name, *options)))
 
     def _knows_all(self, sentinel):
         with sentinel.client() as client:

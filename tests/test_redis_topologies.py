@@ -23,7 +23,7 @@ from tests.redis_servers import (
     Cluster,
     Sentinel,
     Sentinels,
-    ended,
+    Server,
     eventually,
     free_port,
     needs_cluster,
@@ -31,6 +31,7 @@ from tests.redis_servers import (
     needs_valkey,
     redis,
     redis_server,
+    running,
     url_of,
 )
 from tests.servers import ROOT
@@ -265,13 +266,13 @@ async def test_sentinels_and_clusters_over_tls(make, tls, certificates, tmp_path
         server = Sentinel(tmp_path, "--tls-port", "{port}", "--port", "0", **known)
     else:
         bus = ("--tls-cluster", "yes", "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-        server = redis_server(tmp_path, *options, *bus, **known)
-    with ended(server) if how == "sentinel" else server as running:
+        server = Server(tmp_path, *options, *bus, **known)
+    with running(server):
         if how == "cluster":
-            running.do("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            eventually(lambda: "ok" in str(running.do("CLUSTER", "INFO")).partition("cluster_state")[2][:6])
+            server.do("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            eventually(lambda: "ok" in str(server.do("CLUSTER", "INFO")).partition("cluster_state")[2][:6])
         service = "/gate" if how == "sentinel" else ""
-        url = f"rediss+{how}://127.0.0.1:{running.port}{service}"
+        url = f"rediss+{how}://127.0.0.1:{server.port}{service}"
         await does_everything(make, url_of(url, ssl_ca_certs=certificates.ca, prefix=how))
 
 

@@ -284,7 +284,8 @@ async def test_a_failover_of_the_sentinels(make, tmp_path):
     with contextlib.ExitStack() as stack:
         sentinels = Sentinels(tmp_path, stack)
         here, there = (make(sentinels.url(lease=5)) for _ in range(2))
-        async with worker(there) as in_flight:
+        patient = make(sentinels.url(lease=60, prefix="patient"))
+        async with worker(there) as in_flight, patient.on() as kept:
             await here.enable(message="kept")
             async with here.on(drain=PATIENCE) as hold:
                 written = sentinels.primary.do("HGET", STATE, "revision")
@@ -298,6 +299,8 @@ async def test_a_failover_of_the_sentinels(make, tmp_path):
                         await anyio.sleep(0.005)
                 assert hold.lost or hold.id in {held.id for held in (await here.status()).holds}
             assert (await there.status()).message == "kept"
+            assert [held.id for held in (await patient.backend.read_state()).holds] == [kept.id]
+            assert not kept.lost
             await here.disable()
             await until(lambda: in_flight.enter("request"))
             in_flight.leave("request")

@@ -82,12 +82,12 @@ async def test_a_register_that_was_emptied_prolongs_no_promise(server, make):
 async def test_who_stays_closed_needs_no_register(server, make):
     """With `on_backend_error=closed` an emptied register costs no drained hold: who is cut off stays closed."""
     async with proxied(server) as proxy:
-        here, there = make(lease=2.5, on_backend_error="closed"), make(proxy.port, lease=2.5, on_backend_error="closed")
+        here, there = make(lease=5, on_backend_error="closed"), make(proxy.port, lease=5, on_backend_error="closed")
         async with there.lifespan():
             async with here.on(drain=PATIENCE) as hold:
                 proxy.open.clear()
                 server.do("FLUSHALL")
-                end = time.monotonic() + 4.5
+                end = time.monotonic() + 5.5
                 while time.monotonic() < end:
                     assert not there.snapshot.in_flight.enter("request")
                     await anyio.sleep(0.02)

@@ -59,7 +59,10 @@ class Held:
             lasting: Whether all that were counted stay closed without contact.
         """
         if not self.drained or register == self._register or self._lasting:
-            self.drained, self._promised, self._register, self._lasting = True, until, register, lasting
+            self.drained = True
+            self._promised = until
+            self._register = register
+            self._lasting = lasting
 
     def may_count(self) -> bool:
         """Tell whether the fleet may be counted again."""

@@ -493,10 +493,10 @@ async def test_a_beat_that_came_after_the_goodbye_keeps_nobody_out(make, server)
     maintenance = make()
     async with maintenance.lifespan():
         (worker,) = await maintenance.workers()
-    server.do("HSET", RECORDS, worker.id, "30 {}")
+    server.do("HSET", RECORDS, worker.id, "9 {}")
     async with maintenance.lifespan():
-        assert maintenance.snapshot.in_flight.ready
-        await until(lambda: server.do("HGET", RECORDS, worker.id) != "30 {}")
+        await until(lambda: server.do("HGET", RECORDS, worker.id) != "9 {}")
+        await until(lambda: maintenance.snapshot.in_flight.ready)
         assert [listed.id for listed in await maintenance.workers()] == [worker.id]
 
 
@@ -537,6 +537,8 @@ def test_a_link_that_does_not_talk_does_nothing_for_anybody():
     link.soon(lambda: pytest.fail("it was called"))
     with pytest.raises(OutOfContact, match="it is closed"):
         link.submit(lambda: pytest.fail("it was called"), 1.0)
+    with pytest.raises(OutOfContact, match="it was not asked yet"):
+        anyio.run(link.script, LOOK, (), ())
 
 
 async def test_the_thread_of_a_closed_object_ends_and_no_goodbye_is_waited_for(make):

@@ -425,7 +425,8 @@ async def test_a_hold_that_is_lost_while_it_drains_is_an_error(between, make, se
     in_flight = there.snapshot.in_flight
 
     async def cut_off():
-        await until(lambda: VOUCH.sha in between.seen)
+        # A renewal comes at once, and then rarely; who counts the workers asks again and again.
+        await until(lambda: between.seen.count(VOUCH.sha) >= 10)
         proxy.open.clear()
 
     try:
@@ -537,7 +538,7 @@ def test_a_link_that_does_not_talk_does_nothing_for_anybody():
     link.soon(lambda: pytest.fail("it was called"))
     with pytest.raises(OutOfContact, match="it is closed"):
         link.submit(lambda: pytest.fail("it was called"), 1.0)
-    with pytest.raises(OutOfContact, match="it was not asked yet"):
+    with pytest.raises(OutOfContact, match="no answer in time"):
         anyio.run(link.script, LOOK, (), ())
 
 

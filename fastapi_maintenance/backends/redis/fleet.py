@@ -366,7 +366,7 @@ class Fleet:
                     await (self._beat() if self.in_flight.joined else self._look())
                 for held in tuple(self._held.values()):
                     await self._renew(held)
-                pause = min(pause, self._next_end + 0.005)
+                pause = min(pause, self._next_end + 0.005, *(held.due_in() for held in tuple(self._held.values())))
             except Refused as error:
                 self.lose_contact(str(error))
                 pause = min(1.0, pause)
@@ -487,7 +487,7 @@ class Fleet:
             asyncio.get_running_loop().call_later(left, self._guard, held)
 
     async def _renew(self, held: Held) -> None:
-        if held.due():
+        if not held.due_in():
             await self._vouch(held, scan=held.drained)
 
     async def _vouch(self, held: Held, *, scan: bool) -> list[str]:
@@ -499,8 +499,9 @@ class Fleet:
         if not int(alive):
             await self._begin_again(held)
             return []
-        held.renew(sent + _SAFE * lease, self._terms.pause)
         held.young = bool(int(young))
+        # A promise that is not renewed because of a young register waits for the first moment at which it can be.
+        held.renew(sent + _SAFE * lease, self._terms.pause / (8 if held.young else 2))
         if scan and int(sound) >= 0 and not held.young:
             until = sent + int(sound) / 1000 - (1 - _SAFE) * lease
             held.rely(until, text_of(register), lasting=bool(int(lasting)))
@@ -514,7 +515,7 @@ class Fleet:
             found = await self._look()
             if held.hold.id in self._held:
                 done = await self._write(found, found.state.with_hold(held.hold), new_token(), {held.hold.id})
-                held.renew(sent + _SAFE * self._terms.lease, self._terms.pause)
+                held.renew(sent + _SAFE * self._terms.lease, self._terms.pause / 8)
 
     async def _count(self) -> list[Any]:
         return list(await self._script(CENSUS, int(self._terms.forget * 1000)))

@@ -40,14 +40,14 @@ class Held:
         """The monotonic instant at which it is lost."""
         return min(self._until, self._promised)
 
-    def due(self) -> bool:
-        """Tell whether it is time to renew it."""
-        return time.monotonic() >= self._renew_at
+    def due_in(self) -> float:
+        """Give the seconds until it is time to renew it; none are left when it is late."""
+        return max(0.0, self._renew_at - time.monotonic())
 
     def renew(self, until: float, pause: float) -> None:
         """Be sure of the lease until then, and renew it after `pause` seconds."""
         self._until = until
-        self._renew_at = time.monotonic() + pause / 2
+        self._renew_at = time.monotonic() + pause
 
     def rely(self, until: float, register: str, *, lasting: bool) -> None:
         """Be sure until then that all workers refuse.

@@ -151,12 +151,9 @@ class Run:
         self.broken += [f"{guarding.name(row.subject)}: {row.verdict}" for row in broken]
 
     def _draw(self) -> None:
-        shown = [
-            (row.subject.label, max(row.cost.waits.value, 0.1))
-            for row in beside.plain(self.rows)
-            if row.cost and not row.subject.closed and row.subject.backend != "slow store"
-        ]
-        report.bars(self.out / "speed.svg", "What an open gate adds to a request", "microseconds, logarithmic", shown)
+        shown = beside.shown(self.rows, closed=False)
+        widths = [(label.replace("`", ""), max(cost.waits.value, 0.1)) for label, cost in shown.items()]
+        report.bars(self.out / "speed.svg", "What an open gate adds to a request", "microseconds, logarithmic", widths)
 
     def _peers(self) -> Iterator[tuple[str, str]]:
         for name, requirements in PEERS.items():

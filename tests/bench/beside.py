@@ -1,17 +1,16 @@
 """In process: every gate and every peer beside the bare application."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import budgets
 from driver import Worker
 from figures import Cost, judge
-from subjects import OURS, Subject, gates, in_each_state, on_redis, peers
+from subjects import OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
 
 Say = Callable[[str], None]
 MANY = 1000
-_PLAIN = Subject()
 
 
 @dataclass
@@ -128,23 +127,37 @@ def _row(subject: Subject, wrong: str | None, costs: Mapping[Subject, Cost]) -> 
     )
 
 
-def plain(rows: Iterable[Row]) -> list[Row]:
-    """Give the rows of 20 routes that are not included, without marks and exemptions."""
-    return [row for row in rows if row.subject == replace(_PLAIN, **_told(row.subject))]
+SUMMARY = {
+    "an empty dependency": Subject(gate="empty dependency"),
+    "middleware; memory": Subject(OURS, "middleware", "memory"),
+    "middleware; environment": Subject(OURS, "middleware", "environment"),
+    "middleware; file": Subject(OURS, "middleware", "file"),
+    "middleware; Redis": Subject(OURS, "middleware", "redis"),
+    "route class; memory": Subject(OURS, "route class", "memory"),
+    "route class; file": Subject(OURS, "route class", "file"),
+    "guard; memory": Subject(OURS, "guard", "memory"),
+    "guard; file": Subject(OURS, "guard", "file"),
+    "`fastapi-maintenance` 0.0.5; environment": Subject(OLDER, "middleware", "environment"),
+    "`fastapi-maintenance` 0.0.5; file": Subject(OLDER, "middleware", "file"),
+    "`waygate` 0.2.0; memory": Subject(WAYGATE, "middleware", "memory"),
+}
+"""What the README shows."""
 
 
-def _told(subject: Subject) -> dict[str, Any]:
-    return {name: getattr(subject, name) for name in ("package", "gate", "backend", "closed", "redis")}
+def shown(rows: Iterable[Row], *, closed: bool) -> dict[str, Cost]:
+    """Give what the README shows, open or closed, as far as it was measured."""
+    costs = {replace(row.subject, redis=""): row.cost for row in rows if row.wrong is None}
+    asked = {label: costs.get(replace(subject, closed=closed)) for label, subject in SUMMARY.items()}
+    return {label: cost for label, cost in asked.items() if cost is not None}
 
 
-def summary(rows: Iterable[Row]) -> list[list[str]]:
-    """Give the table for people in a hurry: what a gate adds while it is open, and what a refusal takes."""
-    costs = {(row.subject.label, row.subject.closed): row.cost for row in plain(rows)}
-    lines = [["gate", "adds while open", "a request is", "a refusal takes"]]
-    for label in dict.fromkeys(label for label, _ in costs):
-        opened, closed = costs.get((label, False)), costs.get((label, True))
-        adds = ["", ""] if opened is None else [f"{opened.waits.value:.1f} µs", f"×{opened.waited:.2f}"]
-        lines.append([label, *adds, "" if closed is None else f"{closed.quiet + closed.waits.value:.0f} µs"])
+def summary(rows: Sequence[Row]) -> list[list[str]]:
+    """Give the README's table: what a gate adds while it is open, and what a refusal takes."""
+    opened, closed = shown(rows, closed=False), shown(rows, closed=True)
+    lines = [["", "adds while open", "a request is", "a refusal takes"]]
+    for label, cost in opened.items():
+        refusal = f"{closed[label].quiet + closed[label].waits.value:.0f} µs" if label in closed else ""
+        lines.append([label, f"{cost.waits.value:.1f} µs", f"×{cost.waited:.2f}", refusal])
     return lines
 
 

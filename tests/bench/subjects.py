@@ -295,7 +295,7 @@ async def _backend(subject: Subject, folder: Path) -> Any:
     if subject.backend == "redis":
         from fastapi_maintenance.backends import RedisBackend  # noqa: PLC0415 - optional
 
-        return RedisBackend(subject.redis)
+        return RedisBackend(f"{subject.redis}?prefix=bench-{next(_numbers)}")
     return _slow_store(closed=subject.closed)
 
 
@@ -426,7 +426,7 @@ def has_redis() -> bool:
 def in_each_state(subjects: list[Subject]) -> list[Subject]:
     """Give each open and closed, with 20 and 1000 routes, direct and included; the empty gates only where they are.
 
-    Among many routes a request takes milliseconds, so there it is our gates alone, in memory and on a file.
+    Behind other routes than 20 direct ones it is our gates alone, in memory and on a file.
     """
     return [
         replace(subject, closed=closed, routes=routes, included=included)
@@ -434,12 +434,14 @@ def in_each_state(subjects: list[Subject]) -> list[Subject]:
         for closed in (False, True)
         for subject in subjects
         if (subject.closed is closed if subject.package == BARE else True)
-        and (routes == 20 or (subject.package == OURS and subject.backend in {"memory", "file"}) or _compares(subject))
+        and ((routes == 20 and not included) or _is_for_all_routes(subject))
     ]
 
 
-def _compares(subject: Subject) -> bool:
-    """Tell whether a bare subject is what the budgets are compared with."""
+def _is_for_all_routes(subject: Subject) -> bool:
+    """Tell whether a subject is one of the few that are asked behind other routes, too, or what those need beside."""
+    if subject.package == OURS:
+        return subject.backend in {"memory", "file", DEFAULT_OBJECT}
     return subject.package == BARE and subject.gate != "empty middleware"
 
 

@@ -66,7 +66,7 @@ class Run:
             for section in self.options.only:
                 self.say(f"\n## {section}\n")
                 getattr(self, f"_{section}")()
-            self._guard({"python": about["python"], "versions": about["versions"]})
+            self._guard({name: about[name] for name in ("python", "build", "versions")})
         self._conclude()
         (self.out / "bench.json").write_text(json.dumps(self.found, indent=1) + "\n")
         (self.out / "bench.txt").write_text("\n".join(self.lines) + "\n")
@@ -109,7 +109,8 @@ class Run:
         if not counting.available():
             self.say("valgrind is not installed, so no instructions are counted")
             return
-        subjects = beside.quick() if self.options.quick else beside.counted()
+        # Always all: what was asked before decides where objects lie, and so how many instructions their tables take.
+        subjects = beside.counted()
         counted = counting.instructions(sys.executable, subjects)
         for subject, (bare, own) in zip(subjects, counted, strict=True):
             self.instructions[guarding.name(subject)] = guarding.Counted(bare=round(bare), adds=round(own - bare))

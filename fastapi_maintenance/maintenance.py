@@ -480,13 +480,11 @@ def get_maintenance() -> Maintenance:
         ValueError: The environment is wrong.
         BackendError: The backend cannot be made.
     """
-    known = _Default.maintenance
-    if known is not None:
-        return known
-    with _Default.lock:
-        if _Default.maintenance is None:
-            _Default.maintenance = Maintenance()
-        return _Default.maintenance
+    if _Default.maintenance is None:
+        with _Default.lock:
+            # Somebody else may have made it while this one waited.
+            _Default.maintenance = _Default.maintenance or Maintenance()
+    return _Default.maintenance
 
 
 def set_default_backend(backend: object) -> None:
@@ -526,10 +524,9 @@ async def overridden(app: object) -> Maintenance | None:
 async def serving(scope: Scope) -> Maintenance:
     """Give the object that serves a request at a gate that is bound to none."""
     app = scope.get("app")
-    if get_maintenance in getattr(app, "dependency_overrides", ()):
-        given = await overridden(app)
-        if given is not None:
-            return given
+    given = await overridden(app) if get_maintenance in getattr(app, "dependency_overrides", ()) else None
+    if given is not None:
+        return given
     passed = next((passage.owner for passage in noted(scope) if isinstance(passage.owner, Maintenance)), None)
     return passed or _guarding(app) or get_maintenance()
 

@@ -11,14 +11,16 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend, redis_backend
-from fastapi_maintenance.backends.redis.urls import is_redis_url, target_of
 from fastapi_maintenance.state import checked_message
+
+if TYPE_CHECKING:
+    from fastapi_maintenance.backends.redis.urls import Target
 
 PREFIX = "FASTAPI_MAINTENANCE_"
 DEFAULT_SCOPE = "default"
@@ -144,8 +146,8 @@ class MaintenanceSettings(BaseSettings):
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Give what `repr` shows: a URL without its credentials."""
         for name, value in super().__repr_args__():
-            hides = name == "backend" and is_redis_url(value)
-            yield name, target_of(value).name if hides else value
+            target = _redis_target(value) if name == "backend" else None
+            yield name, value if target is None else target.name
 
     @field_validator("exempt_paths", "exempt_ips", mode="before")
     @classmethod
@@ -203,10 +205,8 @@ class MaintenanceSettings(BaseSettings):
     @field_validator("backend")
     @classmethod
     def _check_backend(cls, url: str) -> str:
-        if is_redis_url(url):
-            target_of(url)
-            return url
-        if url in {"env", "memory"} or (url.startswith("file:") and url != "file:") or _is_object_url(url):
+        here = url in {"env", "memory"} or (url.startswith("file:") and url != "file:")
+        if here or _redis_target(url) is not None or _is_object_url(url):
             return url
         # A malformed URL may hold a password, so the error does not repeat it.
         raise ValueError(f"unknown backend: use {_BACKENDS}")
@@ -260,9 +260,18 @@ def _make_backend(url: str, scope: str) -> object:
         return MemoryBackend()
     if url.startswith("file:"):
         return LocalFileBackend(url.removeprefix("file:"))
-    if is_redis_url(url):
+    if _redis_target(url) is not None:
         return redis_backend()(url, scope=scope)
     return _imported(url)
+
+
+def _redis_target(url: str) -> "Target | None":
+    """Give where a Redis URL leads, `None` for another one; a malformed one is a `ValueError`."""
+    if url in {"env", "memory"} or url.startswith("file:"):
+        return None
+    from fastapi_maintenance.backends.redis import urls  # noqa: PLC0415 - most do without
+
+    return urls.target_of(url) if urls.is_redis_url(url) else None
 
 
 def _is_object_url(url: str) -> bool:

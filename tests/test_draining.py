@@ -28,6 +28,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.inflight import InFlight
+from fastapi_maintenance.state import Hold, utcnow
 from tests.waiting import PATIENCE, until
 
 GATES = ["middleware", "route", "guard", "middleware+route+guard"]
@@ -416,6 +417,17 @@ async def test_a_status_without_workers_is_a_status(maintenance, monkeypatch):
             patch.setattr(type(maintenance.snapshot.in_flight), "workers", fail)
             status = await maintenance.status()
     assert (status.phase, status.busy) == ("closing", None)
+
+
+async def test_a_refusal_does_not_ask_who_is_running(monkeypatch):
+    """While it drains, a request is refused without a look at the workers, whose locks may take a moment."""
+    maintenance, asked = Maintenance(backend=MemoryBackend()), AsyncMock(return_value=())
+    monkeypatch.setattr(maintenance.snapshot.in_flight, "workers", asked)
+    await maintenance.backend.take_hold(Hold(id="draining", since=utcnow(), phase="closing"))
+    assert await Service(maintenance).ask("/quick") == 503
+    asked.assert_not_awaited()
+    assert (await maintenance.status()).phase == "closing"
+    asked.assert_awaited_once()
 
 
 async def enter_and_leave(maintenance):

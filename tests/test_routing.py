@@ -24,7 +24,8 @@ from fastapi_maintenance import (
     force_maintenance_mode_on,
 )
 from fastapi_maintenance.backends import MemoryBackend
-from fastapi_maintenance.inflight import NOTES, noted
+from fastapi_maintenance.decision import Verdict
+from fastapi_maintenance.inflight import NOTES, enter, noted
 from fastapi_maintenance.marks import _Count
 from fastapi_maintenance.routing import GatedRoute, Marked, operation_of, routed
 
@@ -602,6 +603,21 @@ async def test_decision_is_noted_in_the_scope():
     assert set(owners) == {maintenance}
     assert found[NOTES] is None
     assert NOTES not in missing
+
+
+def test_a_verdict_ends_with_its_passage():
+    """A copy of the scope, as a mount makes one, tells nothing of a gate that was left, but of the one around it."""
+    around, inner = object(), object()
+    scope = scope_of("/op")
+    outside, inside = enter(around, scope), enter(inner, scope)
+    outside.note(scope, Verdict.ADMITTED)
+    inside.note(scope, Verdict.ADMITTED)
+    copied = dict(scope)
+    inside.leave()
+    seen = [[passage.owner for passage in noted(each)] for each in (scope, copied)]
+    outside.leave()
+    assert seen == [[around], [around]]
+    assert not list(noted(copied))
 
 
 def test_a_route_class_needs_a_gate():

@@ -42,6 +42,13 @@ def budget(subject: Subject, bare: float, dependency: float) -> float | None:
     return allowed
 
 
+def least_of(subject: Subject) -> Subject:
+    """Give the bare application that does the least of what a subject has to: the physical limit beside the budget."""
+    if subject.closed:
+        return replace(subject.base, gate="fixed refusal", closed=True)
+    return replace(subject.base, gate="least middleware", backend="file" if subject.backend == "file" else "memory")
+
+
 def dependency_of(subject: Subject) -> Subject:
     """Give the application with an empty dependency that a guard is compared with."""
     return replace(subject.base, package=BARE, gate=DEPENDENCY.gate)

@@ -62,6 +62,11 @@ class Worker:
             env=clean_environment(),
         )
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def ask(
         self, question: str, *, subjects: list[Subject] | None = None, subject: Subject | None = None, **more: Any
     ) -> Any:

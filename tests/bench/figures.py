@@ -76,6 +76,11 @@ class Cost:
         )
 
     @property
+    def waited(self) -> float:
+        """The subject over the bare one by the clock on the wall, while the machine was quiet."""
+        return 1 + self.waits.value / self.quiet
+
+    @property
     def noisy(self) -> bool:
         """Whether the bare application itself was not steady."""
         return self.bare.spread > TOO_NOISY * self.bare.value

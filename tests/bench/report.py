@@ -33,6 +33,14 @@ def text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Give rows, the first of which is the head, as a table of Markdown."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    head, *lines = [f"| {' | '.join(row)} |" for row in padded]
+    return "\n".join([head, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines])
+
+
 def plot(path: Path, title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
     """Draw lines over a logarithmic axis; `False` where matplotlib is not installed."""
     pyplot = _pyplot()
@@ -64,14 +72,17 @@ def bars(path: Path, title: str, x: str, values: Iterable[tuple[str, float]]) ->
     axes.invert_yaxis()
     axes.set(title=title, xlabel=x, xscale="log")
     axes.margins(x=0.15)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return True
 
 
 def _pyplot() -> Any:
     try:
-        importlib.import_module("matplotlib").use("svg")
+        matplotlib = importlib.import_module("matplotlib")
+        matplotlib.use("svg")
+        # Letters stay letters: a small picture, the same from run to run.
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.family": "sans-serif"})
     except ImportError:
         return None
     return importlib.import_module("matplotlib.pyplot")

@@ -6,8 +6,10 @@ Runs in the environment of the package that it measures, so the packages are imp
 import json
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,6 +19,13 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
+
+try:
+    from fcntl import F_OFD_SETLK, F_UNLCK, F_WRLCK, fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+else:
+    _LOCK, _UNLOCK = (struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0) for kind in (F_WRLCK, F_UNLCK))
 
 OURS = "this"
 OLDER = "fastapi-maintenance"
@@ -32,8 +41,8 @@ class Subject:
 
     Attributes:
         package: Whose gate it is, `bare` for none.
-        gate: `none`, `empty middleware`, `empty dependency`, `middleware`, `route class`, `unbound route class`,
-            `guard`.
+        gate: `none`, `empty middleware`, `least middleware`, `empty dependency`, `fixed refusal`, `middleware`,
+            `route class`, `unbound route class`, `guard`.
         backend: `environment`, `memory`, `file`, `redis`, `slow store`, or the default object's.
         closed: Whether it refuses.
         routes: How many operations the application has.
@@ -124,6 +133,9 @@ async def build(subject: Subject, folder: Path) -> Built:
     built = _with_routes(subject, FastAPI(dependencies=dependencies), route_class)
     if subject.gate == "empty middleware":
         built.app.add_middleware(EmptyMiddleware)
+    if subject.gate == "least middleware":
+        path = None if subject.backend == "memory" else folder / f"{os.getpid()}-{next(_numbers)}.least"
+        built.app.add_middleware(LeastMiddleware, path=path)
     return built
 
 
@@ -180,6 +192,43 @@ class EmptyMiddleware:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass it on."""
         await self.app(scope, receive, send)
+
+
+class _Note: ...
+
+
+class LeastMiddleware:
+    """Does in one function what none can do without that counts, and decides nothing: no such gate can cost less.
+
+    Args:
+        app: The application.
+        path: A file to look at, and to lock while a request is under way.
+    """
+
+    def __init__(self, app: Any, path: Path | None) -> None:
+        self._app = app
+        self._path = None if path is None else str(path)
+        self._current: ContextVar[object] = ContextVar("least")
+        self._running: set[object] = set()
+        if path is not None:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Count the request, look, and pass it on."""
+        request = scope["a note"] = _Note()
+        token = self._current.set(request)
+        self._running.add(request)
+        if self._path is not None:
+            os.fstat(self._descriptor)
+            fcntl(self._descriptor, F_OFD_SETLK, _LOCK)
+            os.lstat(self._path)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running.discard(request)
+            if self._path is not None:
+                fcntl(self._descriptor, F_OFD_SETLK, _UNLOCK)
+            self._current.reset(token)
 
 
 async def _empty_dependency() -> None: ...
@@ -246,7 +295,7 @@ async def _backend(subject: Subject, folder: Path) -> Any:
     if subject.backend == "redis":
         from fastapi_maintenance.backends import RedisBackend  # noqa: PLC0415 - optional
 
-        return RedisBackend(subject.redis)
+        return RedisBackend(f"{subject.redis}?prefix=bench-{next(_numbers)}")
     return _slow_store(closed=subject.closed)
 
 
@@ -336,6 +385,7 @@ def gates() -> list[Subject]:
     ]
     return [
         Subject(gate="empty middleware"),
+        *(Subject(gate="least middleware", backend=backend) for backend in ("memory", "file") if has_range_locks()),
         Subject(gate="empty dependency"),
         Subject(gate="fixed refusal", closed=True),
         *ours,
@@ -357,6 +407,11 @@ def on_redis(url: str) -> list[Subject]:
     return [Subject(OURS, gate, "redis", redis=url) for gate in ("middleware", "route class", "guard")]
 
 
+def has_range_locks() -> bool:
+    """Tell whether this system has the locks that the file backend uses on Linux."""
+    return fcntl is not None
+
+
 def has_redis() -> bool:
     """Tell whether this version of the package has a backend for Redis, and its client is installed."""
     with suppress(ImportError):
@@ -369,15 +424,25 @@ def has_redis() -> bool:
 
 
 def in_each_state(subjects: list[Subject]) -> list[Subject]:
-    """Give each open and closed, with 20 and 1000 routes, direct and included; the empty gates only where they are."""
+    """Give each open and closed, with 20 and 1000 routes, direct and included; the empty gates only where they are.
+
+    Behind other routes than 20 direct ones it is our gates alone, in memory and on a file.
+    """
     return [
         replace(subject, closed=closed, routes=routes, included=included)
-        for routes in (20, 1000)
-        for included in (False, True)
+        for routes, included in ((20, False), (20, True), (1000, False), (1000, True))
         for closed in (False, True)
         for subject in subjects
-        if subject.package != BARE or subject.closed is closed
+        if (subject.closed is closed if subject.package == BARE else True)
+        and ((routes == 20 and not included) or _is_for_all_routes(subject))
     ]
+
+
+def _is_for_all_routes(subject: Subject) -> bool:
+    """Tell whether a subject is one of the few that are asked behind other routes, too, or what those need beside."""
+    if subject.package == OURS:
+        return subject.backend in {"memory", "file", DEFAULT_OBJECT}
+    return subject.package == BARE and subject.gate != "empty middleware"
 
 
 def free_port() -> int:

@@ -88,6 +88,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._built: dict[Subject, Built] = {}
+        self._sizes: dict[Subject, int] = {}
 
     async def about(self) -> dict[str, Any]:
         """Tell what runs here."""
@@ -95,7 +96,9 @@ class Bench:
         for name in PACKAGES:
             with contextlib.suppress(PackageNotFoundError):
                 found[name] = version(name)
-        return {"python": platform.python_version(), "versions": found, "redis": has_redis()}
+        # The same version from another compiler or on another processor takes other instructions.
+        build = " ".join((*platform.python_build(), platform.python_compiler(), platform.machine()))
+        return {"python": platform.python_version(), "build": build, "versions": found, "redis": has_redis()}
 
     async def rounds(self, subjects: list[Subject], count: int) -> list[dict[str, Any]]:
         """Measure each subject beside its bare application, `count` times, in an order that changes.
@@ -155,21 +158,27 @@ class Bench:
         self._built.clear()
         gc.collect()
 
-    async def memory(self, subject: Subject) -> dict[str, int]:
-        """Tell how many bytes an application takes after 100 requests, and what its gate has of them."""
-        sizes: list[int] = []
-        for each in (subject.base, subject):
-            gc.collect()
-            tracemalloc.start()
-            built = await build(each, self._folder)
-            await built.before()
-            for _ in range(100):
-                await batch(built.app, 1)
-            gc.collect()
-            sizes.append(tracemalloc.get_traced_memory()[0])
-            tracemalloc.stop()
-            del built
-        return {"bare": sizes[0], "with": sizes[1]}
+    async def memory(self, subject: Subject) -> int:
+        """Tell how many bytes an application takes after 100 requests more than its bare one."""
+        if subject.base not in self._sizes:
+            self._sizes[subject.base] = await self._size(subject.base)
+        return await self._size(subject) - self._sizes[subject.base]
+
+    async def _size(self, subject: Subject) -> int:
+        gc.collect()
+        tracemalloc.start()
+        built = await build(subject, self._folder)
+        await built.before()
+        for _ in range(100):
+            await batch(built.app, 1)
+        gc.collect()
+        whole = tracemalloc.get_traced_memory()[0]
+        # What stays behind without it was not its own: caches of others.
+        del built
+        gc.collect()
+        rest = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return whole - rest
 
     async def crowd(self, subject: Subject, size: int) -> dict[str, float]:
         """Let `size` requests run at once; give microseconds and bytes for each."""
@@ -198,16 +207,19 @@ class Bench:
         gc.enable()
         return (time.process_time_ns() - begun) / size / 1000
 
-    async def instructions(self, subjects: list[Subject], requests: int) -> list[str | None]:
-        """Run each subject's requests inside of `dir()`, which valgrind is told to count and nobody else calls."""
+    async def prepare(self, subjects: list[Subject]) -> list[str | None]:
+        """Build the subjects, and say what is wrong with each."""
         wrong = [await self._wrong(subject) for subject in subjects]
         await asyncio.sleep(SETTLED_AFTER)
-        for subject, fault in zip(subjects, wrong, strict=True):
+        return wrong
+
+    async def instructions(self, subjects: list[Subject], requests: int) -> None:
+        """Run the requests of prepared subjects inside of `dir()`, which valgrind is told to count."""
+        for subject in subjects:
             built = self._built[subject]
             await built.before()
             for app in (self._built[subject.base].app, built.app):
-                dir(_Counted(app, 0 if fault else requests))
-        return wrong
+                dir(_Counted(app, requests))
 
 
 class _Counted:

@@ -480,11 +480,12 @@ def get_maintenance() -> Maintenance:
         ValueError: The environment is wrong.
         BackendError: The backend cannot be made.
     """
-    if _Default.maintenance is None:
+    maintenance = _Default.maintenance
+    if maintenance is None:
         with _Default.lock:
             # Somebody else may have made it while this one waited.
-            _Default.maintenance = _Default.maintenance or Maintenance()
-    return _Default.maintenance
+            maintenance = _Default.maintenance = _Default.maintenance or Maintenance()
+    return maintenance
 
 
 def set_default_backend(backend: object) -> None:

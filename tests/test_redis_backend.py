@@ -35,7 +35,6 @@ pytestmark = [needs_redis, pytest.mark.anyio]
 
 SECRET = "s3cr3t%2Fpass"  # noqa: S105 - a test's
 PLAIN_SECRET = "s3cr3t/pass"  # noqa: S105 - as above
-CLOSED = MaintenanceSettings(on_backend_error="closed")
 
 both_loops = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 """For what waits in the event loop of those who ask; all talking is done in another one."""
@@ -377,43 +376,6 @@ async def test_a_worker_that_does_not_answer_is_named(server, make):
         await until(lambda: there.last_known_mode() is None and there.snapshot.stale is None)
     with pytest.raises(NoWorkers):
         await here.on(drain=PATIENCE).__aenter__()
-    proxy.close()
-
-
-async def test_a_drained_hold_is_lost_before_a_worker_that_is_cut_off_may_open(server, make):
-    """A worker that opens when it knows nothing may do so only after the body of a drained hold was told."""
-    proxy = Proxy(server.port)
-    here = make(server.url(lease=SHORT))
-    there = make(server.url(lease=SHORT).replace(str(server.port), str(proxy.port)))
-    async with worker(there) as in_flight:
-        async with here.on(drain=PATIENCE) as hold:
-            proxy.open.clear()
-            while not hold.lost:
-                assert not in_flight.enter("request")
-                await anyio.sleep(0.01)
-            await until(lambda: in_flight.enter("request"))
-            in_flight.leave("request")
-        proxy.open.set()
-        await until(lambda: there.snapshot.last_known() and there.snapshot.stale is None)
-    proxy.close()
-
-
-async def test_workers_that_stay_closed_keep_a_drained_hold(server, make):
-    """With `on_backend_error=closed` a worker that is cut off inside a window costs nothing: it stays closed."""
-    proxy = Proxy(server.port)
-    here = make(server.url(lease=SHORT), CLOSED)
-    there = make(server.url(lease=SHORT).replace(str(server.port), str(proxy.port)), CLOSED)
-    async with worker(there) as in_flight:
-        async with here.on(drain=PATIENCE) as hold:
-            proxy.open.clear()
-            end = time.monotonic() + 2.5 * SHORT
-            while time.monotonic() < end:
-                assert not in_flight.enter("request")
-                await anyio.sleep(0.02)
-            assert not hold.lost
-            assert there.last_known_mode() == "full"
-        proxy.open.set()
-        await until(lambda: there.last_known_mode() is None)
     proxy.close()
 
 

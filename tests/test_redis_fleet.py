@@ -61,15 +61,22 @@ async def proxied(server):
         proxy.close()
 
 
-async def test_a_register_that_was_emptied_prolongs_no_promise(server, make):
-    """Redis forgets a worker that is cut off: the body of a drained hold is told before that worker lets anybody in."""
+def cut_off(proxy, server, *, forgets):
+    """Let nothing through any more; Redis may also lose all that it knows."""
+    proxy.open.clear()
+    if forgets:
+        server.do("FLUSHALL")
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+async def test_a_drained_hold_is_lost_before_a_worker_that_is_cut_off_may_open(server, make, forgets):
+    """A worker that opens for want of knowledge does so after the body was told, be it that Redis has forgotten it."""
     async with proxied(server) as proxy:
         here, there = make(), make(proxy.port)
         async with there.lifespan():
             in_flight = there.snapshot.in_flight
             async with here.on(drain=PATIENCE) as hold:
-                proxy.open.clear()
-                server.do("FLUSHALL")
+                cut_off(proxy, server, forgets=forgets)
                 while not hold.lost:
                     assert not in_flight.enter("request")
                     await anyio.sleep(0.01)
@@ -79,19 +86,20 @@ async def test_a_register_that_was_emptied_prolongs_no_promise(server, make):
             await until(lambda: there.snapshot.last_known() and there.snapshot.stale is None)
 
 
-async def test_who_stays_closed_needs_no_register(server, make):
-    """With `on_backend_error=closed` an emptied register costs no drained hold: who is cut off stays closed."""
+@pytest.mark.parametrize(("forgets", "lease"), [(False, 2), (True, 3)])
+async def test_workers_that_stay_closed_keep_a_drained_hold(server, make, forgets, lease):
+    """With `on_backend_error=closed` a worker that is cut off costs nothing, be it that Redis has forgotten it."""
     async with proxied(server) as proxy:
-        here, there = make(lease=5, on_backend_error="closed"), make(proxy.port, lease=5, on_backend_error="closed")
+        here, there = (make(port, lease=lease, on_backend_error="closed") for port in (None, proxy.port))
         async with there.lifespan():
             async with here.on(drain=PATIENCE) as hold:
-                proxy.open.clear()
-                server.do("FLUSHALL")
-                end = time.monotonic() + 5.5
+                cut_off(proxy, server, forgets=forgets)
+                end = time.monotonic() + 1.7 * lease
                 while time.monotonic() < end:
                     assert not there.snapshot.in_flight.enter("request")
                     await anyio.sleep(0.02)
                 assert not hold.lost
+                assert there.last_known_mode() == "full"
             proxy.open.set()
             await until(lambda: there.last_known_mode() is None)
 

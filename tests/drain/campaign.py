@@ -4,13 +4,12 @@ import asyncio
 import itertools
 import os
 import random
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -339,16 +338,20 @@ class Campaign:
         return Seen(windows, requests, overlaps(windows, requests), self.answers, self.faults, log)
 
 
-def run(plan):
-    """Run a campaign in a directory of its own, where nothing is slow to sync."""
+@contextmanager
+def place():
+    """Give a directory of its own, where nothing is slow to sync, and a free port."""
     memory = Path("/dev/shm")  # noqa: S108 - tests only
-    directory = Path(tempfile.mkdtemp(prefix="drain-", dir=memory if memory.is_dir() else None))
-    try:
-        with socket.socket() as free:
-            free.bind((HOST, 0))
-            port = free.getsockname()[1]
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="drain-", dir=memory if memory.is_dir() else None) as directory:
+        yield Path(directory), port
+
+
+def run(plan):
+    """Run a campaign."""
+    with place() as (directory, port):
         seen = asyncio.run(Campaign(plan, directory, port).run())
-    finally:
-        shutil.rmtree(directory)
     print(f"{plan}: {seen}")  # noqa: T201 - figures, for those who run it with -s
     return seen

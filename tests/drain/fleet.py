@@ -1,13 +1,9 @@
 """Campaigns on Redis: the servers talk to it through a proxy, the holders directly, and both lose it now and then."""
 
 import asyncio
-import shutil
-import socket
-import tempfile
 import threading
-from pathlib import Path
 
-from tests.drain.campaign import HOST, Campaign
+from tests.drain.campaign import HOST, Campaign, place
 from tests.redis_servers import LEASE, Proxy, eventually, redis_server
 
 STATE = "{fastapi_maintenance:default}:state"
@@ -97,16 +93,11 @@ def follow(replica, primary):
 
 
 def run_on_redis(plan):
-    """Run a campaign in a directory of its own, with a Redis of its own."""
-    memory = Path("/dev/shm")  # noqa: S108 - tests only
-    directory = Path(tempfile.mkdtemp(prefix="drain-", dir=memory if memory.is_dir() else None))
-    try:
-        with socket.socket() as free:
-            free.bind((HOST, 0))
-            port = free.getsockname()[1]
+    """Run a campaign with a Redis of its own, and a replica of that."""
+    options = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+    with place() as (directory, port):
         folder = directory / "replica"
         folder.mkdir()
-        options = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
         with redis_server(directory, *options) as redis, redis_server(folder, *options) as replica:
             campaign = FleetCampaign(plan, directory, port, redis, replica)
             try:
@@ -114,7 +105,5 @@ def run_on_redis(plan):
                 seen = asyncio.run(campaign.run())
             finally:
                 campaign.proxy.close()
-    finally:
-        shutil.rmtree(directory)
     print(f"redis {plan}: {seen}", threading.active_count())  # noqa: T201 - figures, for those who run it with -s
     return seen

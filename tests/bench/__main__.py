@@ -143,7 +143,7 @@ class Run:
             "In process: CPU time of a request; what it adds is paired with the bare application, round by round.\n"
         )
         self.say(report.text(beside.table(self.rows)))
-        if not self.options.quick:
+        if beside.shown(self.rows, closed=False) and not self.options.quick:
             self.say("\nFor the README:\n\n" + report.markdown(beside.summary(self.rows)))
             self._draw()
         self.found["blocks"] = parts = blocks.measure()

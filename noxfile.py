@@ -13,7 +13,18 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "typing", "tests", "fastapi", "lowest", "examples", "readme", "browser", "build"]
+nox.options.sessions = [
+    "lint",
+    "typing",
+    "tests",
+    "fastapi",
+    "lowest",
+    "examples",
+    "readme",
+    "browser",
+    "budgets",
+    "build",
+]
 
 ROOT = Path(__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -150,11 +161,21 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(python=HERE)
 def bench(session: nox.Session) -> None:
-    """Measure what the gates cost beside the bare application and other packages; `-- --quick` as CI does."""
-    groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "bench")
+    """Measure what the gates cost beside the bare application and other packages."""
+    _bench(session, "bench", *session.posargs)
+
+
+@nox.session(python=HERE)
+def budgets(session: nox.Session) -> None:
+    """Count what the gates cost, and compare it with the baseline."""
+    _bench(session, "tests", "--quick")
+
+
+def _bench(session: nox.Session, group: str, *arguments: str) -> None:
+    groups = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), group)
     session.install("-e", ".[all]", *groups)
     folder = Path(session.create_tmp()).absolute()
-    session.run("python", "tests/bench", "--out", str(folder), "--envs", str(folder / "peers"), *session.posargs)
+    session.run("python", "tests/bench", "--out", str(folder), "--envs", str(folder / "peers"), *arguments)
 
 
 @nox.session(python=HERE)

@@ -91,6 +91,8 @@ class Wire:
         self.made = []
         self.seen = []
         self.subscribed = lambda news: news
+        # One function, so that all who are made with it share a thread.
+        self.connect = self.client
 
     def client(self):
         """Make a client, in between."""
@@ -294,6 +296,34 @@ async def test_a_deaf_subscription_is_noticed(between, server):
         await until(lambda: here.last_known_mode() and here.snapshot.stale is None)
     finally:
         proxy.close()
+
+
+async def test_who_begins_while_others_subscribe_hears_what_is_published(between, server):
+    """An object that is used first while another one's subscription is under way has one of its own, too."""
+    reached, go = threading.Event(), threading.Event()
+
+    class Late:
+        def __init__(self, news):
+            self.news = news
+
+        async def subscribe(self, *channels):
+            reached.set()
+            while not go.is_set():
+                await asyncio.sleep(0.001)
+            await self.news.subscribe(*channels)
+
+        def __getattr__(self, name):
+            return getattr(self.news, name)
+
+    between.subscribed = Late
+    first, second = (RedisBackend(client_factory=between.connect, scope=scope) for scope in ("first", "second"))
+    between.made += [first, second]
+    first._fleet.begin()
+    await until(reached.is_set)
+    second._fleet.begin()
+    go.set()
+    await until(lambda: first.heard and second.heard)
+    await until(lambda: len(server.do("PUBSUB", "CHANNELS")) == 2)
 
 
 async def test_a_cancellation_that_is_lost_keeps_no_contact_away(between, server):

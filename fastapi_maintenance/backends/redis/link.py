@@ -264,12 +264,14 @@ class Link:
             client = self._connect()
             self._changed.clear()
             async with asyncio.timeout(_GRACE * self._timeout):
-                news = await subscription(client, next(iter(self._listeners)).channel)
-                await news.subscribe(*(listener.channel for listener in self._listeners))
+                # Whoever begins to listen meanwhile is not among them.
+                channels = {listener.channel for listener in self._listeners}
+                news = await subscription(client, next(iter(channels)))
+                await news.subscribe(*channels)
             self._client = client
             self._contact.set()
             tasks[news] = asyncio.create_task(self._listen(client, news))
-            await self._attend(news, tasks)
+            await self._attend(news, channels, tasks)
         except Exception as error:  # noqa: BLE001 - whatever the library raises
             self._lose_contact(self._explained(error))
         finally:
@@ -279,8 +281,7 @@ class Link:
             await self._close(news)
             await self._close(client)
 
-    async def _attend(self, news: Any, tasks: dict[object, asyncio.Task[None]]) -> None:
-        subscribed = {listener.channel for listener in self._listeners}
+    async def _attend(self, news: Any, subscribed: set[str], tasks: dict[object, asyncio.Task[None]]) -> None:
         while self._contact.is_set() and self._listeners:
             for listener in self._listeners - tasks.keys():
                 if listener.channel not in subscribed:

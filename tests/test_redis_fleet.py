@@ -96,6 +96,64 @@ async def test_who_stays_closed_needs_no_register(server, make):
             await until(lambda: there.last_known_mode() is None)
 
 
+async def test_an_emptied_register_is_counted_again_in_time(server, make, monkeypatch):
+    """However soon after a renewal it is emptied, it is old enough to be relied on before the hold would be lost."""
+    monkeypatch.setattr("fastapi_maintenance.backends.redis.fleet._CHANCE.uniform", lambda _, most: most)
+    async with proxied(server) as proxy:
+        here, there = make(lease=2.5, on_backend_error="closed"), make(proxy.port, lease=2.5, on_backend_error="closed")
+        async with there.lifespan():
+            async with here.on(drain=PATIENCE) as hold:
+                held = here.backend._fleet._held[hold.id]
+                renewed = held.until
+                await until(lambda: held.until > renewed + 0.5)
+                emptied = held.until
+                proxy.open.clear()
+                server.do("FLUSHALL")
+                await until(lambda: hold.lost or held.until > emptied + 0.5)
+                assert not hold.lost
+            proxy.open.set()
+            await until(lambda: there.last_known_mode() is None)
+
+
+async def test_a_store_that_somebody_else_has_written_anew_is_believed(server, make):
+    """Emptied and written anew, Redis opens who waits for a hold of before; not before its lease, nor much later."""
+    async with proxied(server) as proxy:
+        holder, there, other = make(proxy.port), make(proxy.port), make()
+        async with there.lifespan():
+            await holder.on().__aenter__()
+            await until(lambda: there.last_known_mode() == "full")
+            # As if its process were killed.
+            holder.backend._fleet._held.clear()
+            holder.backend.close()
+            proxy.open.clear()
+            server.do("FLUSHALL")
+            await other.enable()
+            await other.disable()
+            proxy.open.set()
+            assert (await there.backend.read_state()).holds
+            assert not there.snapshot.in_flight.enter("request")
+            await until(lambda: there.last_known_mode() is None)
+            assert (await there.enable()).active
+
+
+async def test_a_hold_is_written_into_a_store_that_somebody_else_has_written_anew(server, make):
+    """Its owner writes it again before it is lost, and who knew of it opens for no moment in between."""
+    async with proxied(server) as proxy:
+        here, other = make(proxy.port, lease=3), make(lease=3)
+        async with here.lifespan():
+            async with here.on() as hold:
+                proxy.open.clear()
+                server.do("FLUSHALL")
+                await other.enable()
+                await other.disable()
+                proxy.open.set()
+                while not server.do("ZCARD", KEYS[1]):
+                    assert not hold.lost
+                    assert not here.snapshot.in_flight.enter("request")
+                    await anyio.sleep(0.01)
+            assert not (await here.status()).active
+
+
 async def test_a_goodbye_that_was_held_up_strikes_nobody_off(server, make):
     """A worker that has said goodbye and is back stays registered when an older goodbye arrives."""
     maintenance = make()

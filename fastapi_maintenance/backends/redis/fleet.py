@@ -55,6 +55,9 @@ _SET_BACK = 0.03
 _LEAP = 0.4
 """The part of a lease by which the store's clock goes on at most between two looks; beats come more often."""
 
+_YOUNG = 0.05
+"""The part of a lease after which a register that may be incomplete is counted again."""
+
 _WRITTEN_AGAIN = 0.05
 """Seconds that a newcomer gives the others to write an emptied store again."""
 
@@ -116,6 +119,8 @@ class Fleet:
         self._id = new_worker_id()
         self._held: dict[str, Held] = {}
         self._alive: frozenset[str] = frozenset()
+        self._awaited: tuple[Hold, ...] = ()
+        self._awaited_until = -math.inf
         self._next_end = math.inf
 
     def after_fork(self) -> None:
@@ -315,14 +320,18 @@ class Fleet:
             return True
         self._contact = Contact(reply.now, reply.era, time.monotonic())
         behind = known.line != "" and (not reply.line or (same and reply.revision < known.state.revision))
-        replaced = known.line != "" and not same and self._alive - reply.leases.keys()
-        believed = not behind and not (replaced and time.monotonic() < self._view.end)
+        believed = not behind
         unread = believed and reply.stamp != known.stamp and not self._take_document(reply)
         # Not before: what cannot be read is told to all who ask.
         self._applied = sent
         if unread:
             return True
         if believed:
+            if not same:
+                # Emptied, and written by somebody who did not know the holds: their owners write them again.
+                self._awaited = tuple(hold for hold in known.state.holds if hold.id in self._alive)
+                self._awaited_until = self._view.end
+            self._awaited = tuple(hold for hold in self._awaited if hold.id not in reply.leases)
             self._alive = frozenset(reply.leases)
             self._next_end = min(reply.leases.values(), default=math.inf) / 1000
         self._show(frozenset())
@@ -342,6 +351,9 @@ class Fleet:
     def _show(self, bar: frozenset[str]) -> None:
         """Let requests go by what is known now; the way is barred before it is open, and opened after it is closed."""
         state = self._known.state.with_live_holds(self._alive)
+        if time.monotonic() < self._awaited_until:
+            for hold in self._awaited:
+                state = state.with_unlisted(hold)
         rest = self._known.state.with_live_holds(())
         if state == self._view.state:
             state = self._view.state
@@ -367,6 +379,8 @@ class Fleet:
                 for held in tuple(self._held.values()):
                     await self._renew(held)
                 pause = min(pause, self._next_end + 0.005)
+                if self.may_have_forgotten():
+                    pause = min(pause, _YOUNG * self._terms.lease)
             except Refused as error:
                 self.lose_contact(str(error))
                 pause = min(1.0, pause)
@@ -397,7 +411,7 @@ class Fleet:
             sent, pushes = self._sent, self._pushes
             reply = Reply.of(await self._script(LOOK, first=self._contact is NEVER))
             if not self._apply(reply, sent, pushes) and not await self._mend(reply):
-                return Found(self._known, self._alive, self._view.state)
+                return Found(self._known, self._alive, self._known.state.with_live_holds(self._alive))
 
     async def _beat(self) -> None:
         """Register this worker, and promise what can be promised; again while that has become more."""
@@ -499,8 +513,8 @@ class Fleet:
         if not int(alive):
             await self._begin_again(held)
             return []
-        held.renew(sent + _SAFE * lease, self._terms.pause)
         held.young = bool(int(young))
+        held.renew(sent + _SAFE * lease, _YOUNG * lease if held.young else self._terms.pause)
         if scan and int(sound) >= 0 and not held.young:
             until = sent + int(sound) / 1000 - (1 - _SAFE) * lease
             held.rely(until, text_of(register), lasting=bool(int(lasting)))
@@ -514,6 +528,7 @@ class Fleet:
             found = await self._look()
             if held.hold.id in self._held:
                 done = await self._write(found, found.state.with_hold(held.hold), new_token(), {held.hold.id})
+            if done:
                 held.renew(sent + _SAFE * self._terms.lease, self._terms.pause)
 
     async def _count(self) -> list[Any]:

@@ -32,7 +32,7 @@ from fastapi_maintenance.backends.redis.replies import (
     record_of,
     text_of,
 )
-from fastapi_maintenance.backends.redis.scripts import BEAT, CENSUS, CHANGE, GOODBYE, LOOK, VOUCH, Script
+from fastapi_maintenance.backends.redis.scripts import BEAT, CALL, CENSUS, CHANGE, GOODBYE, LOOK, VOUCH, Script
 from fastapi_maintenance.backends.redis.workers import GOODBYE_WITHIN, FleetInFlight
 from fastapi_maintenance.errors import BackendError, DrainIncomplete
 from fastapi_maintenance.forks import follow_forks
@@ -190,8 +190,10 @@ class Fleet:
     async def change(self, edit: Edit, *, take: Hold | None = None) -> MaintenanceState:
         """Store `edit(what is stored)`; it is done again when another change came in between."""
         end = time.monotonic() + self._terms.timeout
+        found = await self.ask(self._look)
+        if not found.known.line:
+            found = await self.ask(self._call)
         while True:
-            found = await self.ask(self._look)
             before = found.state
             after = edit(before)
             if after is before:
@@ -204,6 +206,7 @@ class Fleet:
                 return after
             if time.monotonic() > end:
                 raise BackendError(self._name, "others changed it all the time; try again")
+            found = await self.ask(self._look)
 
     async def take(self, hold: Hold) -> None:
         """Begin a hold and renew it from now on."""
@@ -413,6 +416,12 @@ class Fleet:
             if not self._apply(reply, sent, pushes) and not await self._mend(reply):
                 return Found(self._known, self._alive, self._known.state.with_live_holds(self._alive))
 
+    async def _call(self) -> Found:
+        """Look again when those who know what was written have had time to write it again."""
+        await self._script(CALL)
+        await asyncio.sleep(_WRITTEN_AGAIN)
+        return await self._look()
+
     async def _beat(self) -> None:
         """Register this worker, and promise what can be promised; again while that has become more."""
         done = False
@@ -450,9 +459,9 @@ class Fleet:
             not reply.line or (reply.line == known.line and reply.revision < known.state.revision)
         )
         if lost:
-            state = known.state.model_copy(update={"revision": known.state.revision + 1})
-            found = Found(Known(known.line, reply.stamp, state), self._alive, state)
-            if await self._write(found, state, new_token(), self._alive):
+            # The revision stays, so that somebody who knows a later one still sees that it is behind.
+            found = Found(known._replace(stamp=reply.stamp), self._alive, known.state)
+            if await self._write(found, known.state, new_token(), self._alive):
                 logger.warning(
                     "%s has lost revision %d; it was written again",
                     self._name,
@@ -496,9 +505,11 @@ class Fleet:
 
     def _guard(self, held: Held) -> None:
         """Tell of a hold when it is lost; a clock of its own, which no answer can hold up."""
+        if held.timer is not None:
+            held.timer.cancel()
         if held.hold.id in self._held and not held.check():
             left = max(0.001, held.until - time.monotonic())
-            asyncio.get_running_loop().call_later(left, self._guard, held)
+            held.timer = asyncio.get_running_loop().call_later(left, self._guard, held)
 
     async def _renew(self, held: Held) -> None:
         if held.due():
@@ -518,6 +529,7 @@ class Fleet:
         if scan and int(sound) >= 0 and not held.young:
             until = sent + int(sound) / 1000 - (1 - _SAFE) * lease
             held.rely(until, text_of(register), lasting=bool(int(lasting)))
+        self._guard(held)
         return [text_of(worker) for worker in silent]
 
     async def _begin_again(self, held: Held) -> None:

@@ -11,6 +11,8 @@ from weakref import WeakSet
 import anyio
 import anyio.to_thread
 import pytest
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
 
 from fastapi_maintenance import BackendError, DrainIncomplete, Maintenance
 from fastapi_maintenance.backends import RedisBackend
@@ -578,6 +580,40 @@ async def test_the_thread_of_a_closed_object_ends_and_no_goodbye_is_waited_for(m
         await until(lambda: link._loop is None)
         began = time.monotonic()
     assert time.monotonic() - began < 0.9
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+async def test_who_was_closed_is_a_worker_again_with_the_next_request(make, server, busy):
+    """Closing strikes it off unless requests run; the next request is decided by what Redis says then."""
+    here, other = make(), make()
+    in_flight = here.snapshot.in_flight
+    client = TestClient(served := FastAPI(dependencies=[Depends(here.guard)]))
+    served.get("/")(lambda: "hello")
+    assert await anyio.to_thread.run_sync(lambda: client.get("/").status_code) == 200
+    if busy:
+        assert in_flight.enter("request")
+    here.backend.close()
+    assert server.do("ZCARD", WORKERS) == busy
+    in_flight.leave("request")
+    await other.enable()
+    assert await anyio.to_thread.run_sync(lambda: client.get("/").status_code) == 503
+    assert server.do("ZCARD", WORKERS) == 1
+
+
+@pytest.mark.parametrize(
+    ("worker", "record"), [("host:1:id", "1 nonsense"), ("host:1:id", "1 []"), ("nonsense", "1 {}")]
+)
+async def test_a_list_of_workers_that_is_damaged_is_an_error_of_the_backend(make, server, worker, record):
+    """Who asks for the workers, or drains, is told; nothing else comes out."""
+    here = make()
+    async with here.lifespan():
+        server.do("ZADD", WORKERS, 10**14, worker)
+        server.do("HSET", RECORDS, worker, record)
+        with pytest.raises(BackendError, match="the list of workers cannot be read"):
+            await here.workers()
+        with pytest.raises(BackendError, match="the list of workers cannot be read"):
+            await here.on(drain=20).__aenter__()
+        assert (await here.backend.read_state()).holds == ()
 
 
 async def test_closing_while_somebody_waits_is_told(server, make):

@@ -274,7 +274,10 @@ class Fleet:
         """List the workers."""
         raw = iter([text_of(part) for part in await self.ask(self._count)])
         begun = utcnow() - timedelta(seconds=self._terms.lease)
-        return [Member.of(*listed, begun) for listed in zip(raw, raw, raw, raw, strict=True)]
+        try:
+            return [Member.of(*listed, begun) for listed in zip(raw, raw, raw, raw, strict=True)]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BackendError(self._name, f"the list of workers cannot be read: {error}") from None
 
     def say_goodbye(self) -> None:
         """Strike this worker off; waits a second at most."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import threading
 import time
@@ -614,6 +615,21 @@ async def test_a_list_of_workers_that_is_damaged_is_an_error_of_the_backend(make
         with pytest.raises(BackendError, match="the list of workers cannot be read"):
             await here.on(drain=20).__aenter__()
         assert (await here.backend.read_state()).holds == ()
+
+
+async def test_a_hold_that_has_ended_keeps_no_thread(server):
+    """An object that nobody has any more ends its thread, also soon after a hold and its watcher."""
+    backend = RedisBackend(server.url(lease=60))
+    link = backend._fleet._link
+    async with Maintenance(backend=backend).on():
+        assert link._loop is not None
+    del backend
+
+    def ended():
+        gc.collect()
+        return link._loop is None
+
+    await until(ended)
 
 
 async def test_closing_while_somebody_waits_is_told(server, make):

@@ -218,7 +218,10 @@ class Fleet:
 
     async def end(self, hold: Hold, *, failed: bool) -> None:
         """End a hold and renew it no more, or leave an orphan."""
-        if self._held.pop(hold.id, None) is None and not failed:
+        held = self._held.pop(hold.id, None)
+        if held is not None:
+            self._link.soon(partial(self._guard, held))
+        if held is None and not failed:
             # It may have been stored although its taking broke off.
             await self.change(lambda state: state.without_hold(hold.id) if _names(state, hold.id) else state)
         elif failed and hold.on_failure == "keep":
@@ -382,8 +385,7 @@ class Fleet:
             try:
                 async with self._beating:
                     await (self._beat() if self.in_flight.joined else self._look())
-                for held in tuple(self._held.values()):
-                    await self._renew(held)
+                await self._renew()
                 pause = min(pause, self._next_end + 0.005)
                 if self.may_have_forgotten():
                     pause = min(pause, _YOUNG * self._terms.lease)
@@ -507,16 +509,17 @@ class Fleet:
     # In the link's thread: holds and workers
 
     def _guard(self, held: Held) -> None:
-        """Tell of a hold when it is lost; a clock of its own, which no answer can hold up."""
+        """Tell of a hold when it is lost, until it ends; a clock of its own, which no answer can hold up."""
         if held.timer is not None:
             held.timer.cancel()
         if held.hold.id in self._held and not held.check():
             left = max(0.001, held.until - time.monotonic())
             held.timer = asyncio.get_running_loop().call_later(left, self._guard, held)
 
-    async def _renew(self, held: Held) -> None:
-        if held.due():
-            await self._vouch(held, scan=held.drained)
+    async def _renew(self) -> None:
+        for held in tuple(self._held.values()):
+            if held.due():
+                await self._vouch(held, scan=held.drained)
 
     async def _vouch(self, held: Held, *, scan: bool) -> list[str]:
         """Renew a hold; with `scan` learn whether all workers refuse because of it, and give the silent ones."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 import threading
 import time
@@ -11,6 +12,8 @@ from weakref import WeakSet
 import anyio
 import anyio.to_thread
 import pytest
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
 
 from fastapi_maintenance import BackendError, DrainIncomplete, Maintenance
 from fastapi_maintenance.backends import RedisBackend
@@ -92,6 +95,8 @@ class Wire:
         self.made = []
         self.seen = []
         self.subscribed = lambda news: news
+        # One function, so that all who are made with it share a thread.
+        self.connect = self.client
 
     def client(self):
         """Make a client, in between."""
@@ -303,6 +308,34 @@ async def test_a_deaf_subscription_is_noticed(between, server):
         await until(lambda: here.last_known_mode() and here.snapshot.stale is None)
     finally:
         proxy.close()
+
+
+async def test_who_begins_while_others_subscribe_hears_what_is_published(between, server):
+    """An object that is used first while another one's subscription is under way has one of its own, too."""
+    reached, go = threading.Event(), threading.Event()
+
+    class Late:
+        def __init__(self, news):
+            self.news = news
+
+        async def subscribe(self, *channels):
+            reached.set()
+            while not go.is_set():
+                await asyncio.sleep(0.001)
+            await self.news.subscribe(*channels)
+
+        def __getattr__(self, name):
+            return getattr(self.news, name)
+
+    between.subscribed = Late
+    first, second = (RedisBackend(client_factory=between.connect, scope=scope) for scope in ("first", "second"))
+    between.made += [first, second]
+    first._fleet.begin()
+    await until(reached.is_set)
+    second._fleet.begin()
+    go.set()
+    await until(lambda: first.heard and second.heard)
+    await until(lambda: len(server.do("PUBSUB", "CHANNELS")) == 2)
 
 
 async def test_a_cancellation_that_is_lost_keeps_no_contact_away(between, server):
@@ -568,6 +601,55 @@ async def test_the_thread_of_a_closed_object_ends_and_no_goodbye_is_waited_for(m
         await until(lambda: link._loop is None)
         began = time.monotonic()
     assert time.monotonic() - began < 0.9
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+async def test_who_was_closed_is_a_worker_again_with_the_next_request(make, server, busy):
+    """Closing strikes it off unless requests run; the next request is decided by what Redis says then."""
+    here, other = make(), make()
+    in_flight = here.snapshot.in_flight
+    client = TestClient(served := FastAPI(dependencies=[Depends(here.guard)]))
+    served.get("/")(lambda: "hello")
+    assert await anyio.to_thread.run_sync(lambda: client.get("/").status_code) == 200
+    if busy:
+        assert in_flight.enter("request")
+    here.backend.close()
+    assert server.do("ZCARD", WORKERS) == busy
+    in_flight.leave("request")
+    await other.enable()
+    assert await anyio.to_thread.run_sync(lambda: client.get("/").status_code) == 503
+    assert server.do("ZCARD", WORKERS) == 1
+
+
+@pytest.mark.parametrize(
+    ("worker", "record"), [("host:1:id", "1 nonsense"), ("host:1:id", "1 []"), ("nonsense", "1 {}")]
+)
+async def test_a_list_of_workers_that_is_damaged_is_an_error_of_the_backend(make, server, worker, record):
+    """Who asks for the workers, or drains, is told; nothing else comes out."""
+    here = make()
+    async with here.lifespan():
+        server.do("ZADD", WORKERS, 10**14, worker)
+        server.do("HSET", RECORDS, worker, record)
+        with pytest.raises(BackendError, match="the list of workers cannot be read"):
+            await here.workers()
+        with pytest.raises(BackendError, match="the list of workers cannot be read"):
+            await here.on(drain=20).__aenter__()
+        assert (await here.backend.read_state()).holds == ()
+
+
+async def test_a_hold_that_has_ended_keeps_no_thread(server):
+    """An object that nobody has any more ends its thread, also soon after a hold and its watcher."""
+    backend = RedisBackend(server.url(lease=60))
+    link = backend._fleet._link
+    async with Maintenance(backend=backend).on():
+        assert link._loop is not None
+    del backend
+
+    def ended():
+        gc.collect()
+        return link._loop is None
+
+    await until(ended)
 
 
 async def test_closing_while_somebody_waits_is_told(server, make):

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import anyio
 import pytest
@@ -17,6 +18,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis.scripts import BEAT, GOODBYE
+from fastapi_maintenance.state import utcnow
 from tests.redis_servers import Proxy, close, free_port, needs_redis, redis_server
 from tests.waiting import PATIENCE, until
 
@@ -102,6 +104,141 @@ async def test_workers_that_stay_closed_keep_a_drained_hold(server, make, forget
                 assert there.last_known_mode() == "full"
             proxy.open.set()
             await until(lambda: there.last_known_mode() is None)
+
+
+async def test_an_emptied_register_is_counted_again_in_time(server, make, monkeypatch):
+    """However soon after a renewal it is emptied, it is old enough to be relied on before the hold would be lost."""
+    monkeypatch.setattr("fastapi_maintenance.backends.redis.fleet._CHANCE.uniform", lambda _, most: most)
+    async with proxied(server) as proxy:
+        here, there = make(lease=2.5, on_backend_error="closed"), make(proxy.port, lease=2.5, on_backend_error="closed")
+        async with there.lifespan():
+            async with here.on(drain=PATIENCE) as hold:
+                held = here.backend._fleet._held[hold.id]
+                renewed = held.until
+                await until(lambda: held.until > renewed + 0.5)
+                emptied = held.until
+                proxy.open.clear()
+                server.do("FLUSHALL")
+                await until(lambda: hold.lost or held.until > emptied + 0.5)
+                assert not hold.lost
+            proxy.open.set()
+            await until(lambda: there.last_known_mode() is None)
+
+
+async def test_a_store_that_somebody_else_has_written_anew_is_believed(server, make):
+    """Emptied and written anew, Redis opens who waits for a hold of before; not before its lease, nor much later."""
+    async with proxied(server) as proxy:
+        holder, there, other = make(proxy.port), make(proxy.port), make()
+        async with there.lifespan():
+            await holder.on().__aenter__()
+            await until(lambda: there.last_known_mode() == "full")
+            # As if its process were killed.
+            holder.backend._fleet._held.clear()
+            holder.backend.close()
+            proxy.open.clear()
+            server.do("FLUSHALL")
+            await other.enable()
+            await other.disable()
+            proxy.open.set()
+            assert (await there.backend.read_state()).holds
+            assert not there.snapshot.in_flight.enter("request")
+            await until(lambda: there.last_known_mode() is None)
+            assert (await there.enable()).active
+
+
+async def test_a_hold_is_written_into_a_store_that_somebody_else_has_written_anew(server, make):
+    """Its owner writes it again before it is lost, and who knew of it opens for no moment in between."""
+    async with proxied(server) as proxy:
+        here, other = make(proxy.port, lease=3), make(lease=3)
+        async with here.lifespan():
+            async with here.on() as hold:
+                proxy.open.clear()
+                server.do("FLUSHALL")
+                await other.enable()
+                await other.disable()
+                proxy.open.set()
+                while not server.do("ZCARD", KEYS[1]):
+                    assert not hold.lost
+                    assert not here.snapshot.in_flight.enter("request")
+                    await anyio.sleep(0.01)
+            assert not (await here.status()).active
+
+
+async def test_who_knew_less_writes_nothing_over_who_knew_more(server, make):
+    """Who writes an emptied store again without knowing the last change is behind him who does, and undoes nothing."""
+    async with proxied(server) as proxy, proxied(server) as another:
+        here, there = make(proxy.port), make(another.port)
+        async with here.lifespan(), there.lifespan():
+            await there.enable()
+            await until(lambda: here.last_known_mode() == "full")
+            proxy.open.clear()
+            await there.disable()
+            another.open.clear()
+            server.do("FLUSHALL")
+            proxy.open.set()
+            await until(lambda: server.do("HEXISTS", KEYS[0], "document"))
+            another.open.set()
+            await until(lambda: server.do("HGET", KEYS[0], "revision") == "2")
+            await until(lambda: here.last_known_mode() is None)
+            assert (await there.backend.read_state()).switch is None
+
+
+async def test_a_newcomer_that_changes_an_emptied_store_asks_the_others_first(server, make):
+    """The first change after Redis was emptied is one of what was known before, though no beat has written it again."""
+    here, newcomer = make(lease=60), make(lease=60)
+    async with here.lifespan():
+        await here.enable(message="known")
+        await until(lambda: here.snapshot.in_flight.ready)
+        server.do("FLUSHALL")
+        now = utcnow()
+        await newcomer.schedule(now + timedelta(hours=1), now + timedelta(hours=2))
+        state = await newcomer.backend.read_state()
+        assert (state.switch.message, len(state.windows)) == ("known", 1)
+        assert here.last_known_mode() == "full"
+
+
+async def test_a_hold_is_told_when_a_promise_ends_before_its_lease(server, make):
+    """A worker that was cut off while others were waited for opens soon: whoever watches the hold is told before."""
+    async with proxied(server) as proxy:
+        here, busy, cut = make(lease=3), make(lease=3), make(proxy.port, lease=3)
+        async with cut.lifespan(), busy.lifespan(), anyio.create_task_group() as tasks:
+            assert busy.snapshot.in_flight.enter("request")
+            told = []
+
+            async def cut_off():
+                await until(lambda: any(ack.split()[1] == "1" for ack in server.do("HVALS", KEYS[3])))
+                proxy.open.clear()
+                end = cut.snapshot.in_flight._bar_end
+                await until(lambda: time.monotonic() > end - 0.7)
+                busy.snapshot.in_flight.leave("request")
+
+            tasks.start_soon(cut_off)
+            async with here.on(drain=PATIENCE) as hold:
+                here.backend.watch_hold(hold.id, lambda: told.append(time.monotonic()))
+                held = here.backend._fleet._held[hold.id]
+                await until(lambda: told)
+                assert told[0] - held.until < 0.5
+            proxy.open.set()
+
+
+async def test_however_many_are_forgotten_keep_nobody_from_draining(server, make):
+    """Workers that went without a goodbye long ago are not waited for, and no error names them."""
+    here = make()
+    gone = {f"host:{pid}:gone": 1 for pid in range(250)}
+    async with here.lifespan():
+        with server.client() as client:
+            client.zadd(KEYS[2], gone)
+        async with here.on(drain=PATIENCE):
+            assert not here.snapshot.in_flight.enter("request")
+
+
+async def test_an_emptied_store_knows_its_server(server, make):
+    """So that another one in its place is noticed, although nobody has joined or drained since it was emptied."""
+    here = make()
+    async with here.lifespan():
+        server.do("FLUSHALL")
+        await until(lambda: server.do("ZCARD", KEYS[2]))
+        assert server.do("HGET", KEYS[0], "run") == server.do("INFO", "server")["run_id"]
 
 
 async def test_a_goodbye_that_was_held_up_strikes_nobody_off(server, make):

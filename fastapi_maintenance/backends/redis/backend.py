@@ -85,7 +85,11 @@ class RedisBackend(BaseStateBackend):
         return f"{type(self).__name__}({self._name!r})"
 
     def close(self) -> None:
-        """Talk to Redis no more, when this object is not needed any longer; it begins again with the next use."""
+        """Talk to Redis no more, when this object is not needed any longer; it begins again with the next use.
+
+        Says goodbye to the fleet, unless requests still run; waits for it, a second at most.
+        """
+        self.in_flight.pause()
         self._fleet.close()
 
     # What requests look at

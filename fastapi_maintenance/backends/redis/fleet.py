@@ -32,7 +32,7 @@ from fastapi_maintenance.backends.redis.replies import (
     record_of,
     text_of,
 )
-from fastapi_maintenance.backends.redis.scripts import BEAT, CENSUS, CHANGE, GOODBYE, LOOK, VOUCH, Script
+from fastapi_maintenance.backends.redis.scripts import BEAT, CALL, CENSUS, CHANGE, GOODBYE, LOOK, VOUCH, Script
 from fastapi_maintenance.backends.redis.workers import GOODBYE_WITHIN, FleetInFlight
 from fastapi_maintenance.errors import BackendError, DrainIncomplete
 from fastapi_maintenance.forks import follow_forks
@@ -54,6 +54,9 @@ _SET_BACK = 0.03
 
 _LEAP = 0.4
 """The part of a lease by which the store's clock goes on at most between two looks; beats come more often."""
+
+_YOUNG = 0.05
+"""The part of a lease after which a register that may be incomplete is counted again."""
 
 _WRITTEN_AGAIN = 0.05
 """Seconds that a newcomer gives the others to write an emptied store again."""
@@ -116,6 +119,8 @@ class Fleet:
         self._id = new_worker_id()
         self._held: dict[str, Held] = {}
         self._alive: frozenset[str] = frozenset()
+        self._awaited: tuple[Hold, ...] = ()
+        self._awaited_until = -math.inf
         self._next_end = math.inf
 
     def after_fork(self) -> None:
@@ -185,8 +190,10 @@ class Fleet:
     async def change(self, edit: Edit, *, take: Hold | None = None) -> MaintenanceState:
         """Store `edit(what is stored)`; it is done again when another change came in between."""
         end = time.monotonic() + self._terms.timeout
+        found = await self.ask(self._look)
+        if not found.known.line:
+            found = await self.ask(self._call)
         while True:
-            found = await self.ask(self._look)
             before = found.state
             after = edit(before)
             if after is before:
@@ -199,6 +206,7 @@ class Fleet:
                 return after
             if time.monotonic() > end:
                 raise BackendError(self._name, "others changed it all the time; try again")
+            found = await self.ask(self._look)
 
     async def take(self, hold: Hold) -> None:
         """Begin a hold and renew it from now on."""
@@ -210,7 +218,10 @@ class Fleet:
 
     async def end(self, hold: Hold, *, failed: bool) -> None:
         """End a hold and renew it no more, or leave an orphan."""
-        if self._held.pop(hold.id, None) is None and not failed:
+        held = self._held.pop(hold.id, None)
+        if held is not None:
+            self._link.soon(partial(self._guard, held))
+        if held is None and not failed:
             # It may have been stored although its taking broke off.
             await self.change(lambda state: state.without_hold(hold.id) if _names(state, hold.id) else state)
         elif failed and hold.on_failure == "keep":
@@ -266,7 +277,10 @@ class Fleet:
         """List the workers."""
         raw = iter([text_of(part) for part in await self.ask(self._count)])
         begun = utcnow() - timedelta(seconds=self._terms.lease)
-        return [Member.of(*listed, begun) for listed in zip(raw, raw, raw, raw, strict=True)]
+        try:
+            return [Member.of(*listed, begun) for listed in zip(raw, raw, raw, raw, strict=True)]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BackendError(self._name, f"the list of workers cannot be read: {error}") from None
 
     def say_goodbye(self) -> None:
         """Strike this worker off; waits a second at most."""
@@ -315,14 +329,18 @@ class Fleet:
             return True
         self._contact = Contact(reply.now, reply.era, time.monotonic())
         behind = known.line != "" and (not reply.line or (same and reply.revision < known.state.revision))
-        replaced = known.line != "" and not same and self._alive - reply.leases.keys()
-        believed = not behind and not (replaced and time.monotonic() < self._view.end)
+        believed = not behind
         unread = believed and reply.stamp != known.stamp and not self._take_document(reply)
         # Not before: what cannot be read is told to all who ask.
         self._applied = sent
         if unread:
             return True
         if believed:
+            if not same:
+                # Emptied, and written by somebody who did not know the holds: their owners write them again.
+                self._awaited = tuple(hold for hold in known.state.holds if hold.id in self._alive)
+                self._awaited_until = self._view.end
+            self._awaited = tuple(hold for hold in self._awaited if hold.id not in reply.leases)
             self._alive = frozenset(reply.leases)
             self._next_end = min(reply.leases.values(), default=math.inf) / 1000
         self._show(frozenset())
@@ -342,6 +360,9 @@ class Fleet:
     def _show(self, bar: frozenset[str]) -> None:
         """Let requests go by what is known now; the way is barred before it is open, and opened after it is closed."""
         state = self._known.state.with_live_holds(self._alive)
+        if time.monotonic() < self._awaited_until:
+            for hold in self._awaited:
+                state = state.with_unlisted(hold)
         rest = self._known.state.with_live_holds(())
         if state == self._view.state:
             state = self._view.state
@@ -364,8 +385,7 @@ class Fleet:
             try:
                 async with self._beating:
                     await (self._beat() if self.in_flight.joined else self._look())
-                for held in tuple(self._held.values()):
-                    await self._renew(held)
+                await self._renew()
                 pause = min(pause, self._next_end + 0.005, *(held.due_in() for held in tuple(self._held.values())))
             except Refused as error:
                 self.lose_contact(str(error))
@@ -397,7 +417,13 @@ class Fleet:
             sent, pushes = self._sent, self._pushes
             reply = Reply.of(await self._script(LOOK, first=self._contact is NEVER))
             if not self._apply(reply, sent, pushes) and not await self._mend(reply):
-                return Found(self._known, self._alive, self._view.state)
+                return Found(self._known, self._alive, self._known.state.with_live_holds(self._alive))
+
+    async def _call(self) -> Found:
+        """Look again when those who know what was written have had time to write it again."""
+        await self._script(CALL)
+        await asyncio.sleep(_WRITTEN_AGAIN)
+        return await self._look()
 
     async def _beat(self) -> None:
         """Register this worker, and promise what can be promised; again while that has become more."""
@@ -436,9 +462,9 @@ class Fleet:
             not reply.line or (reply.line == known.line and reply.revision < known.state.revision)
         )
         if lost:
-            state = known.state.model_copy(update={"revision": known.state.revision + 1})
-            found = Found(Known(known.line, reply.stamp, state), self._alive, state)
-            if await self._write(found, state, new_token(), self._alive):
+            # The revision stays, so that somebody who knows a later one still sees that it is behind.
+            found = Found(known._replace(stamp=reply.stamp), self._alive, known.state)
+            if await self._write(found, known.state, new_token(), self._alive):
                 logger.warning(
                     "%s has lost revision %d; it was written again",
                     self._name,
@@ -481,14 +507,17 @@ class Fleet:
     # In the link's thread: holds and workers
 
     def _guard(self, held: Held) -> None:
-        """Tell of a hold when it is lost; a clock of its own, which no answer can hold up."""
+        """Tell of a hold when it is lost, until it ends; a clock of its own, which no answer can hold up."""
+        if held.timer is not None:
+            held.timer.cancel()
         if held.hold.id in self._held and not held.check():
             left = max(0.001, held.until - time.monotonic())
-            asyncio.get_running_loop().call_later(left, self._guard, held)
+            held.timer = asyncio.get_running_loop().call_later(left, self._guard, held)
 
-    async def _renew(self, held: Held) -> None:
-        if not held.due_in():
-            await self._vouch(held, scan=held.drained)
+    async def _renew(self) -> None:
+        for held in tuple(self._held.values()):
+            if not held.due_in():
+                await self._vouch(held, scan=held.drained)
 
     async def _vouch(self, held: Held, *, scan: bool) -> list[str]:
         """Renew a hold; with `scan` learn whether all workers refuse because of it, and give the silent ones."""
@@ -500,11 +529,12 @@ class Fleet:
             await self._begin_again(held)
             return []
         held.young = bool(int(young))
-        # A promise that is not renewed because of a young register waits for the first moment at which it can be.
-        held.renew(sent + _SAFE * lease, self._terms.pause / (8 if held.young else 2))
+        # A promise that a young register does not renew waits for the first moment at which it can be.
+        held.renew(sent + _SAFE * lease, _YOUNG * lease if held.young else self._terms.pause / 2)
         if scan and int(sound) >= 0 and not held.young:
             until = sent + int(sound) / 1000 - (1 - _SAFE) * lease
             held.rely(until, text_of(register), lasting=bool(int(lasting)))
+        self._guard(held)
         return [text_of(worker) for worker in silent]
 
     async def _begin_again(self, held: Held) -> None:
@@ -515,7 +545,8 @@ class Fleet:
             found = await self._look()
             if held.hold.id in self._held:
                 done = await self._write(found, found.state.with_hold(held.hold), new_token(), {held.hold.id})
-                held.renew(sent + _SAFE * self._terms.lease, self._terms.pause / 8)
+            if done:
+                held.renew(sent + _SAFE * self._terms.lease, _YOUNG * self._terms.lease)
 
     async def _count(self) -> list[Any]:
         return list(await self._script(CENSUS, int(self._terms.forget * 1000)))

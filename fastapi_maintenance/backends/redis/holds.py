@@ -2,6 +2,7 @@
 
 import math
 import time
+from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -21,6 +22,7 @@ class Held:
         drained: Whether it is sure that nothing is running, too.
         lost: Whether it was sure once, and is no more.
         young: Whether the store was emptied or replaced so recently that it may not know all workers again.
+        timer: When it is looked at next.
     """
 
     def __init__(self, hold: Hold, until: float) -> None:
@@ -28,6 +30,7 @@ class Held:
         self.drained = False
         self.lost = False
         self.young = False
+        self.timer: TimerHandle | None = None
         self._until = until
         self._promised = math.inf
         self._register = ""

@@ -31,9 +31,6 @@ AT_ONCE = 4
 _AGAIN = 0.1
 """Seconds after which a task that was cancelled and goes on is cancelled again."""
 
-_FAREWELL = 0.25
-"""Seconds that closing a connection may take: what listens next waits for it."""
-
 _GRACE = 1.3
 """How much longer than redis-py, which closes a connection that is too slow, the thread waits."""
 
@@ -238,15 +235,19 @@ class Link:
 
     async def _serve(self) -> None:
         clock, pause = asyncio.get_running_loop().time, FIRST_PAUSE
+        # Who listens next does not wait until the last connection is closed.
+        closing: set[asyncio.Task[None]] = set()
         while self._goes_on():
             began = clock()
-            await self._session()
+            await self._session(closing)
             # A server that hangs up at once, or refuses all, is not asked in haste.
             if clock() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
             if self._listeners:
                 await asyncio.sleep(pause * _CHANCE.uniform(0.5, 1))
                 pause = min(2 * pause, LONGEST_PAUSE)
+        if closing:
+            await asyncio.wait(closing)
 
     def _goes_on(self) -> bool:
         """Tell whether anybody listens; nobody can begin to while this says no."""
@@ -255,8 +256,8 @@ class Link:
                 self._loop = None
             return self._loop is not None
 
-    async def _session(self) -> None:
-        """Talk until the contact breaks or nobody listens."""
+    async def _session(self, closing: set[asyncio.Task[None]]) -> None:
+        """Talk until the contact breaks or nobody listens; what is to be closed then goes to `closing`."""
         client: Any = None
         news: Any = None
         tasks: dict[object, asyncio.Task[None]] = {}
@@ -264,23 +265,25 @@ class Link:
             client = self._connect()
             self._changed.clear()
             async with asyncio.timeout(_GRACE * self._timeout):
-                news = await subscription(client, next(iter(self._listeners)).channel)
-                await news.subscribe(*(listener.channel for listener in self._listeners))
+                # Whoever begins to listen meanwhile is not among them.
+                channels = {listener.channel for listener in self._listeners}
+                news = await subscription(client, next(iter(channels)))
+                await news.subscribe(*channels)
             self._client = client
             self._contact.set()
             tasks[news] = asyncio.create_task(self._listen(client, news))
-            await self._attend(news, tasks)
+            await self._attend(news, channels, tasks)
         except Exception as error:  # noqa: BLE001 - whatever the library raises
             self._lose_contact(self._explained(error))
         finally:
             self._client = None
             self._contact.clear()
             await _ended(tasks.values())
-            await self._close(news)
-            await self._close(client)
+            last = asyncio.create_task(self._close(news, client))
+            closing.add(last)
+            last.add_done_callback(closing.discard)
 
-    async def _attend(self, news: Any, tasks: dict[object, asyncio.Task[None]]) -> None:
-        subscribed = {listener.channel for listener in self._listeners}
+    async def _attend(self, news: Any, subscribed: set[str], tasks: dict[object, asyncio.Task[None]]) -> None:
         while self._contact.is_set() and self._listeners:
             for listener in self._listeners - tasks.keys():
                 if listener.channel not in subscribed:
@@ -299,10 +302,11 @@ class Link:
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not go unnoticed
             self._break_off(client, self._explained(error))
 
-    async def _close(self, opened: Any) -> None:
-        with suppress(Exception):
-            async with asyncio.timeout(min(self._timeout, _FAREWELL)):
-                await close(opened)
+    async def _close(self, *opened: Any) -> None:
+        for each in opened:
+            with suppress(Exception):
+                async with asyncio.timeout(self._timeout):
+                    await close(each)
 
     async def _listen(self, client: Any, news: Any) -> None:
         """Hear what is published; a subscription that does not even answer a ping breaks the contact off."""

@@ -129,9 +129,16 @@ def new_worker_id() -> str:
 
 
 def process_of(worker: str) -> tuple[str, int]:
-    """Give host and process id of a worker."""
-    host, pid, _ = worker.rsplit(":", 2)
-    return host, int(pid)
+    """Give host and process id of a worker.
+
+    Raises:
+        ValueError: Somebody else has listed what is no worker.
+    """
+    try:
+        host, pid, _ = worker.rsplit(":", 2)
+        return host, int(pid)
+    except ValueError:
+        raise ValueError(f"{worker!r} is no worker") from None
 
 
 def name_of(worker: str) -> str:

@@ -50,12 +50,20 @@ local function begin_era()
   redis.call('DEL', ACKS)
 end
 
+local function server()
+  return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
+end
+
+-- An emptied store asks those who know something to write it again, and not only at their next beat.
+local function call()
+  redis.call('PUBLISH', (string.gsub(STATE, 'state$', 'news')), '')
+end
+
 local function tick()
   if not era then
     begin_era()
-    redis.call('HSET', STATE, 'born', number(now))
-    -- An emptied store asks those who know something to write it again, and not only at their next beat.
-    redis.call('PUBLISH', (string.gsub(STATE, 'state$', 'news')), '')
+    redis.call('HSET', STATE, 'born', number(now), 'run', server())
+    call()
   elseif now ~= raw + offset then
     begin_era()
   end
@@ -64,14 +72,10 @@ end
 
 -- Another server than the one that was here may have forgotten the last writes.
 local function settle()
-  local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
-  local known = redis.call('HGET', STATE, 'run')
-  if known ~= run then
-    redis.call('HSET', STATE, 'run', run)
-    if known then
-      begin_era()
-      redis.call('HSET', STATE, 'born', number(now))
-    end
+  local run = server()
+  if redis.call('HGET', STATE, 'run') ~= run then
+    begin_era()
+    redis.call('HSET', STATE, 'born', number(now), 'run', run)
   end
 end
 
@@ -98,6 +102,11 @@ _LOOK = """
 -- A store that is full can be read all the same.
 if era and LEAP >= 0 then pcall(tick) end
 return reply(1)
+"""
+
+_CALL = """
+if not era then call() end
+return 1
 """
 
 _BEAT = """
@@ -162,7 +171,7 @@ end
 local born = redis.call('HGET', STATE, 'born') or number(now)
 local young = now - tonumber(born) < settled
 local sound, lasting, silent, open = lease, 1, {}, 0
-local workers = redis.call('ZRANGE', WORKERS, 0, -1, 'WITHSCORES')
+local workers = redis.call('ZRANGEBYSCORE', WORKERS, '(' .. number(now - forget), '+inf', 'WITHSCORES')
 for i = 1, #workers, 2 do
   local ack = redis.call('HGET', ACKS, workers[i])
   local till, idle, holds
@@ -205,6 +214,9 @@ class Script:
 
 LOOK = Script(_CLOCK + _LOOK)
 """Give the state. A first look (no `LEAP`) changes nothing, those after it keep the clock going."""
+
+CALL = Script(_CLOCK + _CALL)
+"""Tell those who may know more than an empty store; changes nothing."""
 
 BEAT = Script(_CLOCK + _BEAT)
 """Register a worker or renew it, take its promise, and give the state."""

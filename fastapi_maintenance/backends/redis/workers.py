@@ -168,9 +168,18 @@ class FleetInFlight(InFlight):
         with self._turn:
             if self._running or not self._joined:
                 return
-            self._joined = False
-            self._arrived = threading.Event()
+            self._forget()
         self._fleet.say_goodbye()
+
+    def pause(self) -> None:
+        """Tell the fleet nothing any more until the next request: `part`, and stay listed if requests still run."""
+        self.part()
+        with self._turn:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._joined = False
+        self._arrived = threading.Event()
 
     async def workers(self) -> tuple[Worker, ...]:
         """Give the workers of the fleet, those that are silent but not forgotten, too."""

@@ -30,7 +30,7 @@ class Settings(MaintenanceSettings):
 
 
 maintenance = Maintenance(Settings())
-app = FastAPI(dependencies=[Depends(maintenance.guard)])
+app = FastAPI(dependencies=[Depends(maintenance.guard)], lifespan=maintenance.lifespan)
 
 # A real service protects these three: APIRouter(dependencies=[Depends(current_admin)]).
 admin = APIRouter(prefix="/maintenance")

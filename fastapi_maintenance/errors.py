@@ -85,7 +85,10 @@ class DrainIncomplete(MaintenanceError):
     """
 
     def __init__(self, missing: Sequence[str]) -> None:
-        super().__init__(f"no answer from {', '.join(missing)}; make sure that they have ended, then try again")
+        super().__init__(
+            f"no answer from {', '.join(missing)}; make sure that they have ended, then try again; "
+            "one that ended without a goodbye is forgotten in a minute or two"
+        )
         self.missing = tuple(missing)
 
 
@@ -100,7 +103,7 @@ class NoWorkers(MaintenanceError):
     def __init__(self, found: int, wanted: int) -> None:
         super().__init__(
             f"{found} workers attached, at least {wanted} expected: is it the same backend (path, URL, scope)? "
-            "Before the service starts, say min_workers=0"
+            "A worker is attached from its lifespan, else from its first request on; before that, say min_workers=0"
         )
         self.found = found
         self.wanted = wanted

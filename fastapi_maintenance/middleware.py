@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_maintenance.errors import MaintenanceActive, MaintenanceError
 from fastapi_maintenance.exemptions import ExemptHandler
@@ -17,6 +17,7 @@ from fastapi_maintenance.marks import mark_of, marks_set
 from fastapi_maintenance.refusal import ResponseHandler, answered, deny
 from fastapi_maintenance.routing import Marked, Operation, operation_of, routed
 from fastapi_maintenance.streams import Streams
+from fastapi_maintenance.tasks import in_thread, to_the_end
 
 
 class MaintenanceModeMiddleware:
@@ -157,8 +158,15 @@ class MaintenanceModeMiddleware:
         application = self._application(scope)
         if application is not None:
             maintenance.warn_of_probes(application, everything=True)
+
+        async def send_after_goodbye(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                # Afterwards the server may stop the event loop.
+                await to_the_end(lambda: in_thread(maintenance.snapshot.in_flight.part))
+            await send(message)
+
         async with maintenance.lifespan():
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_after_goodbye)
 
     # Which object
 

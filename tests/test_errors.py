@@ -57,14 +57,17 @@ CASES = [
     ),
     (
         DrainIncomplete(["a:1", "b:2"]),
-        "no answer from a:1, b:2; make sure that they have ended, then try again",
+        (
+            "no answer from a:1, b:2; make sure that they have ended, then try again; one that ended without a goodbye is "
+            "forgotten in a minute or two"
+        ),
         {"missing": ("a:1", "b:2")},
     ),
     (
         NoWorkers(0, 1),
         (
             "0 workers attached, at least 1 expected: is it the same backend (path, URL, scope)? "
-            "Before the service starts, say min_workers=0"
+            "A worker is attached from its lifespan, else from its first request on; before that, say min_workers=0"
         ),
         {"found": 0, "wanted": 1},
     ),

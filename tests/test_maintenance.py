@@ -882,6 +882,26 @@ def test_variable_that_closes_nothing(value, told, backend, monkeypatch, caplog)
     assert logged == ([(logging.WARNING, True)] if told else [])
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("store", ["memory", "file"])
+async def test_the_middleware_says_goodbye_before_the_shutdown_is_complete(store, tmp_path):
+    """When the server hears that the shutdown is complete, after which it may stop the loop, the worker has left."""
+    backend = MemoryBackend() if store == "memory" else LocalFileBackend(tmp_path / "state")
+    maintenance = Maintenance(backend=backend)
+    app = MaintenanceModeMiddleware(FastAPI(), maintenance=maintenance)
+    heard = iter(["lifespan.startup", "lifespan.shutdown"])
+    attached = {}
+
+    async def receive():
+        return {"type": next(heard)}
+
+    async def send(message):
+        attached[message["type"]] = len(await maintenance.workers())
+
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+    assert attached == {"lifespan.startup.complete": 1, "lifespan.shutdown.complete": 0}
+
+
 async def failed_start(app, error):
     """Start an app as a server does, and give why it did not; it raises as Starlette does."""
     sent = []

@@ -58,8 +58,8 @@ CASES = [
     (
         DrainIncomplete(["a:1", "b:2"]),
         (
-            "no answer from a:1, b:2; make sure that they have ended, then try again; one that ended without a goodbye is "
-            "forgotten in a minute or two"
+            "no answer from a:1, b:2; make sure that they have ended, then try again; "
+            "one that ended without a goodbye is forgotten in a minute or two"
         ),
         {"missing": ("a:1", "b:2")},
     ),

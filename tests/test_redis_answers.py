@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import random
 import threading
 import time
@@ -20,6 +19,7 @@ from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis.holds import Held
 from fastapi_maintenance.backends.redis.link import Link, OutOfContact
 from fastapi_maintenance.backends.redis.reasons import Explainer
+from fastapi_maintenance.backends.redis.replies import Found, Known, Reply
 from fastapi_maintenance.backends.redis.scripts import BEAT, CHANGE, LOOK, VOUCH
 from fastapi_maintenance.backends.redis.urls import library
 from fastapi_maintenance.forks import _Following
@@ -228,6 +228,23 @@ async def test_a_change_whose_answer_a_push_overtook_is_asked_again(between, mak
     assert here.backend.peek_state().switch.message == "second"
 
 
+async def test_an_answer_older_than_a_push_settles_nothing(monkeypatch):
+    """Whether it answers a look or a change, what came before a push is not taken, and the store is asked again."""
+    fleet = RedisBackend("redis://127.0.0.1:1/0")._fleet
+    known = Known("line", "pushed", OPEN.model_copy(update={"revision": 5}))
+    before = [1, 1, "era", "line", 4, "before", "", []]
+
+    async def answered(*args, **kwargs):
+        fleet._pushes += 1
+        return before
+
+    monkeypatch.setattr(fleet, "_known", known)
+    monkeypatch.setattr(fleet, "_script", answered)
+    assert fleet._apply(Reply.of(before), 1, fleet._pushes - 1)
+    assert await fleet._write(Found(known, frozenset(), OPEN), OPEN, "mine", ())
+    assert (fleet._known, fleet._wake.is_set()) == (known, True)
+
+
 async def test_an_answer_without_the_document_that_was_known_is_asked_again(between, make, server):
     """The store leaves out the document that one knows; when one knows another by then, it is asked for."""
     here, other = between.make(), make()
@@ -336,6 +353,21 @@ async def test_who_begins_while_others_subscribe_hears_what_is_published(between
     go.set()
     await until(lambda: first.heard and second.heard)
     await until(lambda: len(server.do("PUBSUB", "CHANNELS")) == 2)
+
+
+async def test_with_a_short_lease_the_store_is_tried_again_in_time(between):
+    """Whoever waits for its server is back before a drain relies on all having been heard: 0.4 leases."""
+    tries = []
+
+    def fail():
+        tries.append(time.monotonic())
+        raise ConnectionError
+
+    backend = RedisBackend(client_factory=fail, lease=0.6)
+    between.made.append(backend)
+    backend._fleet.begin()
+    with anyio.fail_after(8):
+        await until(lambda: len(tries) > 20)
 
 
 async def test_a_cancellation_that_is_lost_keeps_no_contact_away(between, server):
@@ -637,19 +669,12 @@ async def test_a_list_of_workers_that_is_damaged_is_an_error_of_the_backend(make
         assert (await here.backend.read_state()).holds == ()
 
 
-async def test_a_hold_that_has_ended_keeps_no_thread(server):
-    """An object that nobody has any more ends its thread, also soon after a hold and its watcher."""
-    backend = RedisBackend(server.url(lease=60))
-    link = backend._fleet._link
-    async with Maintenance(backend=backend).on():
-        assert link._loop is not None
-    del backend
-
-    def ended():
-        gc.collect()
-        return link._loop is None
-
-    await until(ended)
+async def test_the_clock_of_a_hold_ends_with_it(make):
+    """Until its lease is over it would else keep the object, and with it the thread, that nobody has any more."""
+    here = make(lease=60)
+    async with here.on() as hold:
+        held = here.backend._fleet._held[hold.id]
+    await until(lambda: held.timer is not None and held.timer.cancelled())
 
 
 async def test_closing_while_somebody_waits_is_told(server, make):

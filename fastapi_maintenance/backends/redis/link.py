@@ -244,7 +244,8 @@ class Link:
             if clock() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
             if self._listeners:
-                await asyncio.sleep(pause * _CHANCE.uniform(0.5, 1))
+                # Who drains after a restart waits for a part of a lease until all were heard again.
+                await asyncio.sleep(min(pause, self._timeout) * _CHANCE.uniform(0.5, 1))
                 pause = min(2 * pause, LONGEST_PAUSE)
         if closing:
             await asyncio.wait(closing)

@@ -51,9 +51,9 @@ ASKS_FASTAPI = [
 """The tests that a release of FastAPI may break."""
 
 REAL_SERVERS = (
-    *("crashes", "failing_stores", "redis_backend", "redis_fleet", "state_machine"),
+    *("crashes", "failing_stores", "state_machine"),
+    *("redis_answers", "redis_backend", "redis_fleet", "redis_topologies"),
     *("servers", "servers_holds", "servers_redis", "servers_run", "servers_streams"),
-    "redis_topologies",
 )
 WITHOUT_REAL_SERVERS = [
     *(f"--ignore=tests/test_{name}.py" for name in REAL_SERVERS),

@@ -64,7 +64,11 @@ api.mount("/mounted", mounted)
     + WITH_PID
 )
 
-OPTIONS = ["--workers", "2", "--no-access-log", "--timeout-graceful-shutdown", "1"]
+OPTIONS = [
+    *("--workers", "2", "--no-access-log"),
+    # A connection waits until each worker has some.
+    *("--timeout-graceful-shutdown", "1", "--timeout-keep-alive", "60"),
+]
 
 
 class Client:

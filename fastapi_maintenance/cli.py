@@ -18,8 +18,8 @@ from pydantic import TypeAdapter
 
 from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.backends.base import DrainStore
-from fastapi_maintenance.errors import BackendError, DrainTimeout, DrainUnsupported, MaintenanceError, NoWorkers
-from fastapi_maintenance.inflight import Worker
+from fastapi_maintenance.errors import BackendError, DrainTimeout, DrainUnsupported, MaintenanceError, NoWorkers, named
+from fastapi_maintenance.inflight import Worker, places
 from fastapi_maintenance.lookup import maintenance_named
 from fastapi_maintenance.maintenance import Maintenance
 from fastapi_maintenance.running import CANNOT_RUN, NOT_FOUND, Run
@@ -401,8 +401,8 @@ def _line_of_cause(cause: Cause) -> str:
 
 
 def _line_of_workers(workers: tuple[Worker, ...]) -> str:
-    busy = [worker for worker in workers if worker.busy]
-    return f"{len(workers)} attached, {len(busy)} busy{_named(worker.pid for worker in busy)}"
+    pids, hosts = places(worker for worker in workers if worker.busy)
+    return f"{len(workers)} attached, {len(pids)} busy{named(pids, hosts)}"
 
 
 def _line_of(worker: Worker) -> str:
@@ -416,7 +416,9 @@ def _line_of(worker: Worker) -> str:
 def _place(maintenance: Maintenance) -> str:
     """Name where the state is, without credentials."""
     backend = maintenance.backend
-    return f"file:{backend.file_path}" if isinstance(backend, LocalFileBackend) else maintenance.snapshot.name
+    if isinstance(backend, LocalFileBackend):
+        return f"file:{backend.file_path}"
+    return getattr(backend, "place", maintenance.snapshot.name)
 
 
 def _harmless(text: str) -> str:
@@ -428,22 +430,16 @@ def _local(instant: datetime) -> str:
     return instant.astimezone().isoformat(" ", "seconds")
 
 
-def _named(pids: Any) -> str:
-    known = ", ".join(str(pid) for pid in pids if pid is not None)
-    return f" (pid {known})" if known else ""
-
-
 def _reason(error: Exception) -> str:
     """Give an error's text, in the words of the command line."""
     if isinstance(error, DrainTimeout):
-        return (
-            f"{error.busy} of {error.workers} workers still busy{_named(error.pids)} after {error.seconds:g} s, so the "
-            "command was not started; wait longer with --drain SECONDS"
-        )
+        who = f"{error.busy} of {error.workers} workers still busy{named(error.pids, error.hosts)}"
+        return f"{who} after {error.seconds:g} s, so the command was not started; wait longer with --drain SECONDS"
     if isinstance(error, NoWorkers):
         return (
             f"{error.found} workers attached, at least {error.wanted} expected (--min-workers): is it the same backend "
-            "(path, scope) as the service's? Before the service starts, say --min-workers 0"
+            "(path, URL, scope) as the service's? A worker is attached from its lifespan, else from its first request "
+            "on; before that, say --min-workers 0"
         )
     if isinstance(error, DrainUnsupported):
         return f"it cannot be promised that nothing is running: {error.reason}; --no-drain only closes"
@@ -482,5 +478,5 @@ class _Progress:
                 print(begin + line, end=end, file=sys.stderr, flush=True)
 
     def _line(self, event: str, data: dict[str, Any]) -> str:
-        said = {"command": self._command, "named": _named(data.get("pids", ())), **data}
+        said = {"command": self._command, "named": named(data.get("pids", ()), data.get("hosts", ())), **data}
         return _STEPS.get(event, "").format(**said)

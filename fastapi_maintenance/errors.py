@@ -26,8 +26,8 @@ class MaintenanceActive(MaintenanceError, HTTPException):
     """
 
     def __init__(self, status: MaintenanceStatus, response: Response, detail: str) -> None:
-        told = [value for name, value in response.raw_headers if name == b"retry-after"]
-        headers = {"Retry-After": told[0].decode("latin-1")} if told else None
+        retry_after = response.headers.get("Retry-After")
+        headers = None if retry_after is None else {"Retry-After": retry_after}
         HTTPException.__init__(self, response.status_code, detail, headers)
         self.status = status
         self.response = response
@@ -51,6 +51,15 @@ class BackendReadOnlyError(BackendError):
     """Raised when a change is asked of a backend that can only be read."""
 
 
+def named(pids: Sequence[int], hosts: Sequence[str] = ()) -> str:
+    """Name processes in brackets, with their machines where there are several; empty where none is known."""
+    if not pids:
+        return ""
+    if not hosts:
+        return f" (pid {', '.join(map(str, pids))})"
+    return f" ({', '.join(f'{host} pid {pid}' for host, pid in zip(hosts, pids, strict=True))})"
+
+
 class DrainTimeout(MaintenanceError):
     """Raised when admitted requests were still running at the end of the time given to drain.
 
@@ -59,21 +68,27 @@ class DrainTimeout(MaintenanceError):
         busy: Workers with a request in flight.
         workers: Workers attached.
         pids: The process ids of the busy ones, as far as they are known.
+        hosts: Their machines in the same order, none where there is only one.
         operations: What is running in the asking process, by name.
     """
 
     def __init__(
-        self, seconds: float, busy: int, workers: int, pids: Sequence[int] = (), operations: Sequence[str] = ()
+        self,
+        seconds: float,
+        busy: int,
+        workers: int,
+        pids: Sequence[int] = (),
+        operations: Sequence[str] = (),
+        hosts: Sequence[str] = (),
     ) -> None:
-        named = f" (pid {', '.join(map(str, pids))})" if pids else ""
         here = f"; in this process: {', '.join(operations)}" if operations else ""
-        super().__init__(
-            f"{busy} of {workers} workers busy{named} after {seconds:g} s{here}; wait longer with a higher drain="
-        )
+        who = f"{busy} of {workers} workers busy{named(pids, hosts)}"
+        super().__init__(f"{who} after {seconds:g} s{here}; wait longer with a higher drain=")
         self.seconds = seconds
         self.busy = busy
         self.workers = workers
         self.pids = tuple(pids)
+        self.hosts = tuple(hosts)
         self.operations = tuple(operations)
 
 

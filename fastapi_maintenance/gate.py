@@ -203,7 +203,7 @@ class Gate:
         # Who was closed to look at it last need not be counted to see that it still is.
         if self._reading.mode is not None and not self._is_open():
             return False
-        if not passage.count_in(self.owner.snapshot.in_flight):
+        if not passage.count_in(self._in_flight):
             return False
         if not self._is_open():
             passage.count_out()
@@ -218,11 +218,7 @@ class Gate:
         return self.owner.snapshot.in_flight
 
     def _is_open(self) -> bool:
-        # `_look` and `_mode` in one: each request comes here.
-        state = self.owner.snapshot.look(self._refresh_interval, self._read_timeout) or self._assumed()
-        reading = self._reading
-        if reading.state is state and reading.always:
-            return reading.mode is None
+        state = self._look()
         return state is not None and self._mode(state) is None
 
     def _noted(self, scope: Scope) -> Verdict | None:
@@ -256,10 +252,9 @@ class Gate:
         mark = mark_of(endpoint) if marks_set() else None
         if self._noted(scope) is not None and mark is not Mark.FORCED_ON:
             return None
-        in_flight = self.owner.snapshot.in_flight
-        in_flight.join()
-        if not in_flight.ready:
-            await in_flight.wait_ready(self._read_timeout)
+        self._in_flight.join()
+        if not self._in_flight.ready:
+            await self._in_flight.wait_ready(self._read_timeout)
         verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt, passage=passage)
         if verdict is not Verdict.REFUSED:
             # What stands in here for switch and windows says nothing to another gate.

@@ -148,25 +148,15 @@ class Holder:
         """The backend's name for people."""
         return self._stored.name
 
-    def descriptors(self, hold_id: str) -> tuple[int, ...]:
-        """Give the file descriptors that keep a hold alive, none where it is kept in another way."""
+    def active(self, hold_id: str) -> "ActiveHold":
+        """Give what the block of a hold gets; it is told when the hold is lost, where that can be."""
         backend = self._stored.backend
-        return backend.hold_descriptors(hold_id) if isinstance(backend, InheritableHolds) else ()
-
-    def watch(self, active: "ActiveHold") -> None:
-        """Tell a hold when it is lost, where it can be."""
-        backend = self._stored.backend
-        if isinstance(backend, LeasedHolds):
-            lose = in_this_loop(active.lose)
-
-            def lost() -> None:
-                # At once, for code that blocks the event loop.
-                active.lose_at_once()
-                lose()
-
-            # A process that was stopped may go on in any thread: who looks is not told by another one alone.
-            active.expired = partial(backend.hold_lost, active.id)
-            backend.watch_hold(active.id, lost)
+        descriptors = backend.hold_descriptors(hold_id) if isinstance(backend, InheritableHolds) else ()
+        if not isinstance(backend, LeasedHolds):
+            return ActiveHold(hold_id, descriptors)
+        active = ActiveHold(hold_id, descriptors, partial(backend.hold_lost, hold_id))
+        backend.watch_hold(hold_id, in_this_loop(active.lose))
+        return active
 
     async def take(self, hold: Hold) -> None:
         """Begin `hold`; when this raises, it has not begun."""
@@ -360,35 +350,33 @@ def _can_hold(backend: HoldStore) -> bool:
     return bool(getattr(backend, "can_hold", True))
 
 
+def _never() -> bool:
+    return False
+
+
 class ActiveHold:
     """A hold while its block runs.
 
     Attributes:
         id: Names it in `status.holds`.
-        expired: Tells by the clock whether it is lost.
         descriptors: File descriptors to hand to a child process that is to keep it closed as long as it lives
             (`pass_fds` of `subprocess`); none where the backend keeps holds in another way.
     """
 
-    def __init__(self, hold_id: str, descriptors: tuple[int, ...] = ()) -> None:
+    def __init__(self, hold_id: str, descriptors: tuple[int, ...] = (), expired: Callable[[], bool] = _never) -> None:
         self.id = hold_id
         self.descriptors = descriptors
-        self.expired: Callable[[], bool] = bool
-        self._is_lost = False
+        self._expired = expired
         self._lost = anyio.Event()
 
     @property
     def lost(self) -> bool:
         """Whether the backend can no longer vouch for it, by the clock now."""
-        return self._is_lost or self.expired()
-
-    def lose_at_once(self) -> None:
-        """Say that the backend can no longer vouch for it; in any thread."""
-        self._is_lost = True
+        # Not only what another thread has told: after a stop this one may go on first.
+        return self._lost.is_set() or self._expired()
 
     def lose(self) -> None:
         """Wake those who wait until it is lost; in the event loop that entered it."""
-        self._is_lost = True
         self._lost.set()
 
     async def wait_lost(self) -> None:
@@ -439,9 +427,7 @@ class HoldContext:
         self._entered = (holder, hold, scope)
         try:
             await self._begin(holder, hold, scope)
-            active = ActiveHold(hold.id, holder.descriptors(hold.id))
-            holder.watch(active)
-            return active  # noqa: TRY300 - what raises above has held nothing
+            return holder.active(hold.id)
         except BaseException:
             # A cancellation may have come after the hold was stored.
             self._entered = None

@@ -2,8 +2,7 @@
 
 import logging
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +22,7 @@ class Worker:
 
     Attributes:
         id: Names it among all workers of the backend.
-        pid: Its process id, `None` where it is not known.
+        pid: Its process id.
         busy: Whether an admitted request is running there.
         host: Its machine, `None` where there is only one.
         in_flight: How many admitted requests run there, `None` where only "any" is known.
@@ -32,12 +31,18 @@ class Worker:
     """
 
     id: str
-    pid: int | None
+    pid: int
     busy: bool
     host: str | None = None
     in_flight: int | None = None
     version: str | None = None
     last_beat: datetime | None = None
+
+
+def places(workers: Iterable[Worker]) -> tuple[list[int], list[str]]:
+    """Give the process ids of workers, and their machines in the same order; none where there is only one."""
+    known = list(workers)
+    return [worker.pid for worker in known], [worker.host for worker in known if worker.host is not None]
 
 
 class InFlight:
@@ -120,7 +125,7 @@ class InFlight:
         if not self._joined:
             return ()
         count = len(self._running)
-        return (Worker(str(os.getpid()), os.getpid(), count > 0, socket.gethostname(), count),)
+        return (Worker(str(os.getpid()), os.getpid(), count > 0, in_flight=count),)
 
     # Draining
 
@@ -148,8 +153,8 @@ class InFlight:
         """Give the error that says who was still running after `seconds`."""
         workers = await self.workers()
         busy = [worker for worker in workers if worker.busy]
-        pids = [worker.pid for worker in busy if worker.pid is not None]
-        return DrainTimeout(seconds, len(busy), len(workers), pids, self.operations())
+        pids, hosts = places(busy)
+        return DrainTimeout(seconds, len(busy), len(workers), pids, self.operations(), hosts)
 
 
 def path_of(scope: Scope) -> str | None:

@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 
 from fastapi_maintenance.errors import BackendError, MaintenanceError
 from fastapi_maintenance.holds import ActiveHold, HoldContext
+from fastapi_maintenance.inflight import places
 from fastapi_maintenance.maintenance import Maintenance
 
 UNSURE = 76
@@ -131,14 +132,14 @@ class Run:
         return hold
 
     async def _tell_who_is_busy(self) -> None:
-        told: list[int | None] = []
+        told: tuple[list[int], list[str]] | None = None
         while self._draining:
             with suppress(BackendError):
                 workers = await self._maintenance.workers()
-                pids = [worker.pid for worker in workers if worker.busy]
-                if pids and pids != told:
-                    self._report("draining", busy=len(pids), workers=len(workers), pids=pids)
-                    told = pids
+                busy = places(worker for worker in workers if worker.busy)
+                if busy[0] and busy != told:
+                    self._report("draining", busy=len(busy[0]), workers=len(workers), pids=busy[0], hosts=busy[1])
+                    told = busy
             await anyio.sleep(_LOOK)
 
     async def _watch(self, hold: ActiveHold) -> None:

@@ -659,7 +659,7 @@ def test_steps_in_json(busy, monkeypatch):
     steps = [json.loads(line) for line in err.splitlines()]
     assert (code, out) == (0, "")
     assert [step.get("event") for step in steps] == ["draining", "closed", "started", "ended", None]
-    assert steps[0] == {"event": "draining", "busy": 1, "workers": 1, "pids": [os.getpid()]}
+    assert steps[0] == {"event": "draining", "busy": 1, "workers": 1, "pids": [os.getpid()], "hosts": []}
     assert steps[-1]["phase"] == "open"
 
 

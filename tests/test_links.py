@@ -132,6 +132,7 @@ def test_a_hold_that_is_lost_when_its_event_loop_is_gone_is_no_error(anyio_backe
             return hold
 
     hold = anyio.run(main, backend=anyio_backend)
+    backend.over = True
     backend.lose()
     assert hold.lost
 

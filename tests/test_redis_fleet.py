@@ -108,7 +108,7 @@ async def test_workers_that_stay_closed_keep_a_drained_hold(server, make, forget
 
 async def test_an_emptied_register_is_counted_again_in_time(server, make, monkeypatch):
     """However soon after a renewal it is emptied, it is old enough to be relied on before the hold would be lost."""
-    monkeypatch.setattr("fastapi_maintenance.backends.redis.fleet._CHANCE.uniform", lambda _, most: most)
+    monkeypatch.setattr("fastapi_maintenance.backends.redis.fleet.CHANCE.uniform", lambda _, most: most)
     async with proxied(server) as proxy:
         here, there = make(lease=2.5, on_backend_error="closed"), make(proxy.port, lease=2.5, on_backend_error="closed")
         async with there.lifespan():

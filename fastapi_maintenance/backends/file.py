@@ -82,7 +82,7 @@ class LocalFileBackend(BaseStateBackend):
 
     def __init__(self, file_path: str | os.PathLike[str]) -> None:
         self.file_path: str = os.path.abspath(os.fsdecode(file_path))
-        self._keep(_Look(None, settled=False, raw=None, state=OPEN))
+        self._look = _Look(None, settled=False, raw=None, state=OPEN)
         self._lock = threading.Lock()
         self._gate = gate_beside(self.file_path)
         self._held: dict[str, HoldLock] = {}
@@ -107,12 +107,9 @@ class LocalFileBackend(BaseStateBackend):
 
     def peek_state(self) -> MaintenanceState:
         """Give the state; one system call while the file is unchanged. `BackendError` when it cannot be read."""
-        plain = self._plain
-        if plain is not None and plain[0] == self._identify():
-            return plain[1]
         look = self._look
-        if plain is not None or not look.settled or look.identity != self._identify():
-            look = self._keep(self._read())
+        if not look.settled or look.identity != self._identify():
+            look = self._look = self._read()
         if look.error is not None:
             raise self._error(look.error)
         return self._with_live_holds(look.state) if look.state.holds else look.state
@@ -168,12 +165,6 @@ class LocalFileBackend(BaseStateBackend):
         await self.change_state(lambda state: state.switched(utcnow(), on=value))
 
     # Reading
-
-    def _keep(self, look: _Look) -> _Look:
-        """Remember a look, and whether nothing but the file itself can change what it means."""
-        plain = look.settled and look.error is None and not look.state.holds
-        self._look, self._plain = look, (look.identity, look.state) if plain else None
-        return look
 
     def _identify(self) -> _Identity:
         try:
@@ -348,7 +339,7 @@ class LocalFileBackend(BaseStateBackend):
         raw = (state.word or state.to_json()).encode() + b"\n"
         if not self._write(raw, revision, state.revision, look.identity):
             return None
-        self._keep(_Look(None, settled=False, raw=raw, state=state))
+        self._look = _Look(None, settled=False, raw=raw, state=state)
         return state
 
     def _write(self, raw: bytes, revision: Revision | None, number: int, replaced: _Identity) -> bool:

@@ -62,24 +62,17 @@ class MachineInFlight(InFlight):
 
     def enter(self, request: object) -> bool:
         """Count a request in; the first one takes the slot."""
-        turn = self._turn
-        # A with statement costs more than all that is done here.
-        turn.acquire()
-        try:
+        with self._turn:
             # First: the garbage collector may end a forgotten request in here, and that must not free the slot.
             self._running.add(request)
             if self._has_slot or self._take_slot():
                 return True
             self._running.discard(request)
             return False
-        finally:
-            turn.release()
 
     def leave(self, request: object) -> None:
         """Count a request out; the last one frees the slot."""
-        turn = self._turn
-        turn.acquire()
-        try:
+        with self._turn:
             self._running.discard(request)
             worker = self._worker
             if not self._running and self._has_slot and worker is not None:
@@ -88,8 +81,6 @@ class MachineInFlight(InFlight):
                     worker.free()
                 except OSError as error:
                     self._cannot_lock(worker, error)
-        finally:
-            turn.release()
 
     def _take_slot(self) -> bool:
         worker = self._attached()

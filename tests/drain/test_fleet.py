@@ -44,4 +44,4 @@ def test_nothing_runs_in_a_window_of_the_fleet(plan):
 def test_a_promise_without_counting_is_caught():
     """Where workers promise that nothing is in flight without counting, requests run in windows, and it is seen."""
     seen = run_on_redis(Plan("uvicorn", windows=10, control="idle-always", holders=("script",), at_start=0))
-    assert seen.violated > 0
+    assert seen.violated * 2 > len(seen.windows)

@@ -49,6 +49,7 @@ class RedisBackend(BaseStateBackend):
 
     Attributes:
         in_flight: The requests that are running in the fleet behind gates of this state.
+        place: Where it is, for people: the URL without credentials and options.
 
     Raises:
         ValueError: The URL is malformed (the error does not repeat it), or an argument is out of range.
@@ -67,22 +68,23 @@ class RedisBackend(BaseStateBackend):
         forget: float | None = None,
         timeout: float = 5.0,
     ) -> None:
-        if url is not None and client_factory is not None:
-            raise TypeError("RedisBackend takes a URL, or client_factory=; one of them")
         target = None if url is None else target_of(url)
+        source = target or client_factory
+        if source is None or (target is not None and client_factory is not None):
+            raise TypeError("RedisBackend takes a URL, or client_factory=; one of them")
         said = {} if target is None else target.options
         prefix = said.get("prefix", PREFIX) if prefix is None else prefix
         if not prefix or set(prefix) & set("{}, \n*?[]"):
             raise ValueError("prefix must be a name without blanks, commas, braces and wildcards")
         terms = Terms(_seconds("lease", lease, said, 30.0), _seconds("forget", forget, said, 60.0), timeout)
-        self._name = "client_factory" if target is None else target.name
-        link = _link(target, client_factory, terms)
+        self.place = "Redis" if target is None else target.name
+        link = _link(source, min(5.0, terms.lease / 6))
         self._fleet = Fleet(link, f"{{{prefix}:{scope}}}", terms, type(self).__name__)
         self.in_flight = self._fleet.in_flight
         self._close = weakref.finalize(self, self._fleet.close)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._name!r})"
+        return f"{type(self).__name__}({self.place!r})"
 
     def close(self) -> None:
         """Talk to Redis no more, when this object is not needed any longer; it begins again with the next use.
@@ -178,24 +180,27 @@ def _seconds(name: str, given: float | None, said: dict[str, str], default: floa
     except ValueError:
         value = math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.1 <= value <= 86400:  # noqa: PLR2004
-        raise ValueError(f"{name} must be seconds, 0.1 to 86400")
+        raise ValueError(f"{name} of the Redis backend must be seconds, 0.1 to 86400 (in its URL: ?{name}={default:g})")
     return float(value)
 
 
-def _link(target: Target | None, factory: Callable[[], Any] | None, terms: Terms) -> Link:
+def _link(source: Target | Callable[[], Any], timeout: float) -> Link:
     """Give the link to a store, the same one to all who name it in the same way."""
-    timeout = min(5.0, terms.lease / 6)
-    key: object = factory if target is None else (hashlib.sha256(target.url.encode()).digest(), timeout)
+    key: object = source
+    if isinstance(source, Target):
+        key = (hashlib.sha256(source.url.encode()).digest(), timeout)
     with _Links.lock:
         link = _Links.known.get(key)
         if link is None:
-            try:
-                connect = factory if target is None else factory_of(target, timeout)
-            except ImportError as error:
-                raise BackendError("RedisBackend", str(error)) from None
-            if connect is None:
-                raise TypeError("RedisBackend takes a URL, or client_factory=; one of them")
-            secrets = () if target is None else target.secrets
-            link = Link(connect, timeout, Explainer("Redis" if target is None else target.name, secrets))
-            _Links.known[key] = link
+            link = _Links.known[key] = _new_link(source, timeout)
         return link
+
+
+def _new_link(source: Target | Callable[[], Any], timeout: float) -> Link:
+    if not isinstance(source, Target):
+        return Link(source, timeout, Explainer("Redis", ()))
+    try:
+        connect = factory_of(source, timeout)
+    except ImportError as error:
+        raise BackendError("RedisBackend", str(error)) from None
+    return Link(connect, timeout, Explainer(source.name, source.secrets))

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -16,7 +15,7 @@ from typing import Any
 
 from fastapi_maintenance.backends.base import Edit
 from fastapi_maintenance.backends.redis.holds import Held, Lost
-from fastapi_maintenance.backends.redis.link import Link, OutOfContact, Refused
+from fastapi_maintenance.backends.redis.link import CHANCE, Link, OutOfContact, Refused
 from fastapi_maintenance.backends.redis.replies import (
     NEVER,
     NOTHING,
@@ -61,9 +60,6 @@ _YOUNG = 0.05
 _WRITTEN_AGAIN = 0.05
 """Seconds that a newcomer gives the others to write an emptied store again."""
 
-_CHANCE = random.SystemRandom()
-"""Not the global one, which tests of users set and watch, and which a thread must not move."""
-
 
 @dataclass(frozen=True)
 class Terms:
@@ -82,7 +78,7 @@ class Terms:
     @property
     def pause(self) -> float:
         """Seconds between two beats, less a random part so that a fleet does not beat in time."""
-        return self.lease / 3 * _CHANCE.uniform(0.8, 1)
+        return self.lease / 3 * CHANCE.uniform(0.8, 1)
 
 
 class Fleet:

@@ -24,7 +24,6 @@ T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds before the store is tried again, the first time and at most; a random part is taken off."""
 
-
 AT_ONCE = 4
 """Scripts that are under way at the same time: each has a connection of its own, and there may be many scopes."""
 
@@ -34,7 +33,7 @@ _AGAIN = 0.1
 _GRACE = 1.3
 """How much longer than redis-py, which closes a connection that is too slow, the thread waits."""
 
-_CHANCE = random.SystemRandom()
+CHANCE = random.SystemRandom()
 """Not the global one, which tests of users set and watch, and which a thread must not move."""
 
 
@@ -245,7 +244,7 @@ class Link:
                 pause = FIRST_PAUSE
             if self._listeners:
                 # Who drains after a restart waits for a part of a lease until all were heard again.
-                await asyncio.sleep(min(pause, self._timeout) * _CHANCE.uniform(0.5, 1))
+                await asyncio.sleep(min(pause, self._timeout) * CHANCE.uniform(0.5, 1))
                 pause = min(2 * pause, LONGEST_PAUSE)
         if closing:
             await asyncio.wait(closing)
@@ -333,7 +332,7 @@ class Link:
 
 
 async def _ended(tasks: Collection[asyncio.Task[None]]) -> None:
-    """End tasks: a cancellation that the library took for its own time-out was lost, so that it is repeated."""
+    """End tasks. A cancellation can get lost on its way through the library, so it is repeated until they have."""
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()

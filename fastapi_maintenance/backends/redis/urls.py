@@ -26,16 +26,60 @@ class Target:
     """Where a store is.
 
     Attributes:
-        name: How people may be told of it, without credentials.
-        options: What the URL says about the backend itself.
-        secrets: What must not be shown.
-        url: The URL for redis-py, without our own options.
+        scheme: How to speak to it.
+        netloc: Credentials, hosts and ports, as they were written.
+        servers: Names and ports.
+        path: What stands behind them.
+        query: What is said to redis-py.
+        options: What is said of the backend itself.
     """
 
-    name: str
-    url: str = field(repr=False)
+    scheme: str
+    netloc: str = field(repr=False)
+    servers: tuple[tuple[str | None, int | None], ...]
+    path: str
+    query: tuple[tuple[str, str], ...] = field(repr=False)
     options: dict[str, str] = field(repr=False)
-    secrets: tuple[str, ...] = field(repr=False)
+
+    @property
+    def credentials(self) -> str:
+        """What stands before the hosts, with its `@`."""
+        return self.netloc.removesuffix(self._hosts)
+
+    @property
+    def _hosts(self) -> str:
+        return self.netloc.rpartition("@")[2]
+
+    @property
+    def name(self) -> str:
+        """How people may be told of it, without credentials."""
+        return f"{self.scheme}://{self._hosts}{self.path}"
+
+    @property
+    def url(self) -> str:
+        """The URL for redis-py, without what is said of the backend itself."""
+        return f"{self.scheme}://{self.netloc}{self.path}?{urlencode(self.query)}"
+
+    @property
+    def service(self) -> str:
+        """What the sentinels call it."""
+        return self.path.strip("/").partition("/")[0]
+
+    @property
+    def database(self) -> str:
+        """Its number, empty where none is said."""
+        path = self.path.strip("/")
+        return path.partition("/")[2] if self.scheme in SENTINEL else path
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be shown, the longest first."""
+        user, _, password = self.credentials.removesuffix("@").partition(":")
+        said = [password, *(value for key, value in self.query if "password" in key or "username" in key)]
+        # Shorter names are words.
+        said += [user] if len(user) > 3 else []  # noqa: PLR2004 - as said
+        found = {text for each in said if each for text in (each, unquote(each))}
+        return tuple(sorted(found, key=len, reverse=True))
 
 
 def is_redis_url(url: str) -> bool:
@@ -52,35 +96,33 @@ def target_of(url: str) -> Target:
     try:
         parts = urlsplit(url)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        scheme, password, user = parts.scheme, parts.password, parts.username
-        hosts = parts.netloc.rpartition("@")[2]
-        servers = [urlsplit(f"//{host}") for host in hosts.split(",")]
-        ports, named = [server.port for server in servers], all(server.hostname for server in servers)
+        hosts = [urlsplit(f"//{host}") for host in parts.netloc.rpartition("@")[2].split(",")]
+        servers = tuple((host.hostname, host.port) for host in hosts)
     except ValueError:
         raise WrongUrl(wrong("it cannot be read")) from None
-    if scheme not in SCHEMES or parts.fragment:
-        raise WrongUrl(wrong("a # in a password is written %23" if parts.fragment else "its scheme is unknown"))
-    if 0 in ports or (scheme == "unix") is named:
-        raise WrongUrl(wrong("its host or port is wrong" if named else "its host is missing"))
-    if len(servers) > 1 and scheme in PLAIN:
-        raise WrongUrl(wrong("several hosts are sentinels or a cluster"))
-    path = parts.path.strip("/")
-    if scheme in SENTINEL and not path.split("/")[0]:
-        raise WrongUrl(wrong("the name of the sentinels' service is missing"))
-    database = path.partition("/")[2] if scheme in SENTINEL else path
-    if scheme != "unix" and not (database == "" or database.isdecimal()):
-        raise WrongUrl(wrong("the database must be a number"))
-    if scheme in CLUSTER and database.strip("0"):
-        raise WrongUrl(wrong("a cluster has no database but 0"))
-    rest = [(key, value) for key, value in query if key not in OWN_OPTIONS]
-    kept = [value for key, value in query if "password" in key or "username" in key]
-    secrets = {text for given in (password, *kept) if given for text in (given, unquote(given))}
-    return Target(
-        f"{scheme}://{hosts}{parts.path}",
-        f"{scheme}://{parts.netloc}{parts.path}?{urlencode(rest)}",
-        {key: value for key, value in query if key in OWN_OPTIONS},
-        tuple(sorted(secrets, key=len, reverse=True)) + ((user,) if user and len(user) > 3 else ()),  # noqa: PLR2004 - shorter ones are words
-    )
+    rest = tuple((key, value) for key, value in query if key not in OWN_OPTIONS)
+    own = {key: value for key, value in query if key in OWN_OPTIONS}
+    target = Target(parts.scheme, parts.netloc, servers, parts.path, rest, own)
+    problem = "a # in a password is written %23" if parts.fragment else _problem(target)
+    if problem is not None:
+        raise WrongUrl(wrong(problem))
+    return target
+
+
+def _problem(target: Target) -> str | None:
+    """Tell what is wrong with what was read, if anything."""
+    scheme, database = target.scheme, target.database
+    named = all(name for name, _ in target.servers)
+    problems = {
+        "its scheme is unknown": scheme not in SCHEMES,
+        "its host is missing": scheme != "unix" and not named,
+        "its host or port is wrong": (scheme == "unix" and named) or any(port == 0 for _, port in target.servers),
+        "several hosts are sentinels or a cluster": scheme in PLAIN and len(target.servers) > 1,
+        "the name of the sentinels' service is missing": scheme in SENTINEL and not target.service,
+        "the database must be a number": scheme != "unix" and not (database == "" or database.isdecimal()),
+        "a cluster has no database but 0": scheme in CLUSTER and bool(database.strip("0")),
+    }
+    return next((problem for problem, found in problems.items() if found), None)
 
 
 def wrong(problem: str) -> str:

@@ -9,7 +9,7 @@ import anyio
 
 from fastapi_maintenance.backends.redis.replies import Member, name_of
 from fastapi_maintenance.errors import DrainIncomplete, DrainTimeout, MaintenanceError
-from fastapi_maintenance.inflight import InFlight, Worker
+from fastapi_maintenance.inflight import InFlight, Worker, places
 
 GOODBYE_WITHIN = 1.0
 """Seconds that joining and leaving may take at the beginning and the end of a lifespan."""
@@ -206,5 +206,5 @@ class FleetInFlight(InFlight):
         busy = [member.worker for member in members if not member.idle]
         if not busy and self._fleet.may_have_forgotten():
             return DrainIncomplete(["workers that were not heard since Redis began or restarted"])
-        pids = [worker.pid for worker in busy if worker.pid is not None]
-        return DrainTimeout(seconds, len(busy), len(members), pids, self.operations())
+        pids, hosts = places(busy)
+        return DrainTimeout(seconds, len(busy), len(members), pids, self.operations(), hosts)

@@ -14,7 +14,7 @@ from starlette.types import Scope
 from fastapi_maintenance.decision import Verdict, decide
 from fastapi_maintenance.errors import BackendError, MaintenanceActive
 from fastapi_maintenance.exemptions import ExemptHandler, Exemptions
-from fastapi_maintenance.inflight import NOTES, InFlight, Passage, current_passage, enter, noted
+from fastapi_maintenance.inflight import NOTES, Passage, current_passage, noted
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
 from fastapi_maintenance.refusal import Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
@@ -53,7 +53,7 @@ def current_owner() -> Owner | None:
 @contextmanager
 def passing(owner: Owner) -> Generator[None]:
     """Make `owner` the current object for the time of the block."""
-    passage = enter(owner)
+    passage = Passage(owner)
     try:
         yield
     finally:
@@ -61,6 +61,7 @@ def passing(owner: Owner) -> Generator[None]:
 
 
 _ADMITTED = Verdict.ADMITTED
+_NO_STATE = object()
 
 
 class _Reading:
@@ -114,7 +115,7 @@ class Gate:
         self._unknown = assumed(owner.settings.on_backend_error, self._since)
         self._refresh_interval = owner.settings.refresh_interval
         self._read_timeout = owner.settings.read_timeout
-        self._reading = _Reading(self._unknown, self._as_seen(self._unknown), self._since)
+        self._read(self._unknown, self._since)
 
     # The state
 
@@ -150,7 +151,7 @@ class Gate:
 
     async def _with_workers(self, status: MaintenanceStatus) -> MaintenanceStatus:
         with suppress(BackendError):
-            workers = await self._in_flight.workers()
+            workers = await self.owner.snapshot.in_flight.workers()
             status = replace(status, busy=sum(worker.busy for worker in workers), workers=len(workers))
         return status
 
@@ -180,8 +181,14 @@ class Gate:
         """Give what `state` means now; computed again only when it, or the clock, has come to something new."""
         reading = self._reading
         if reading.state is not state or not (reading.always or reading.begin <= time.time() < reading.end):
-            reading = self._reading = _Reading(state, self._as_seen(state), utcnow())
+            reading = self._read(state, utcnow())
         return reading.mode
+
+    def _read(self, state: MaintenanceState, now: datetime) -> _Reading:
+        reading = self._reading = _Reading(state, self._as_seen(state), now)
+        # With this state it is open whatever the time is; most requests meet it.
+        self._open: object = state if reading.always and reading.mode is None else _NO_STATE
+        return reading
 
     # Requests
 
@@ -203,19 +210,16 @@ class Gate:
         # Who was closed to look at it last need not be counted to see that it still is.
         if self._reading.mode is not None and not self._is_open():
             return False
-        if not passage.count_in(self._in_flight):
+        snapshot = self.owner.snapshot
+        if not passage.count_in(snapshot.in_flight):
             return False
-        if not self._is_open():
+        if snapshot.look(self._refresh_interval, self._read_timeout) is not self._open and not self._is_open():
             passage.count_out()
             return False
         # What stands in here for switch and windows says nothing to another gate.
         if self._enabled is None:
             passage.note(scope, _ADMITTED)
         return True
-
-    @property
-    def _in_flight(self) -> InFlight:
-        return self.owner.snapshot.in_flight
 
     def _is_open(self) -> bool:
         state = self._look()
@@ -252,14 +256,19 @@ class Gate:
         mark = mark_of(endpoint) if marks_set() else None
         if self._noted(scope) is not None and mark is not Mark.FORCED_ON:
             return None
-        self._in_flight.join()
-        if not self._in_flight.ready:
-            await self._in_flight.wait_ready(self._read_timeout)
+        in_flight = self.owner.snapshot.in_flight
+        in_flight.join()
+        if not in_flight.ready:
+            await in_flight.wait_ready(self._read_timeout)
         verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt, passage=passage)
         if verdict is not Verdict.REFUSED:
             # What stands in here for switch and windows says nothing to another gate.
             if verdict is not _ADMITTED or self._enabled is None:
-                (passage or Passage(self.owner)).note(scope, verdict)
+                if passage is None:
+                    # Nobody can tell of its end, so it is not the current one.
+                    passage = Passage(self.owner)
+                    passage.leave()
+                passage.note(scope, verdict)
             return None
         # Without the workers of a drain: a request never waits for their locks.
         status = self._told(self._look() or self._unknown)
@@ -283,7 +292,7 @@ class Gate:
 
     def _counted(self, passage: Passage, method: str | None) -> bool:
         """Count an unmarked request and look again: it may have been closed between the look and the count."""
-        if not passage.count_in(self._in_flight):
+        if not passage.count_in(self.owner.snapshot.in_flight):
             return False
         if decide(None, self._mode(self._look() or self._unknown), method) is _ADMITTED:
             return True

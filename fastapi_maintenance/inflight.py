@@ -168,27 +168,30 @@ NOTES = "fastapi_maintenance"
 """Key of the ASGI scope for the last passage whose request was let through; each knows the one before it."""
 
 
+_current: "ContextVar[Passage | None]" = ContextVar("fastapi_maintenance", default=None)
+
+
 class Passage:
-    """One request (or lifespan) on its way through a gate.
+    """One request (or lifespan) on its way through a gate, which is the current one until the passage leaves.
 
     Attributes:
         owner: The object that the gate belongs to.
+        token: Knows the gate before this one, `None` when the passage is over.
         counted: Where the request is counted, `None` while it is not.
-        token: Knows the gate before this one, `None` where this one is not current.
         verdict: Why the request was let through, `None` while it was not and when the passage is over.
         before: The passage that was noted in the scope before this one.
     """
 
-    # No slots: of the objects that each request makes, Python makes those without them faster.
+    # What most requests do not need is set where it is needed, and without slots: each request makes such an object.
+    counted: InFlight | None = None
+    verdict: Any = None
+    before: "Passage | None" = None
+    _method: str | None = None
+    _path: str | None = None
 
     def __init__(self, owner: Any, scope: Scope | None = None) -> None:
         self.owner = owner
-        self.counted: InFlight | None = None
-        self.token: Token[Passage | None] | None = None
-        self.verdict: Any = None
-        self.before: Passage | None = None
-        self._method: str | None = None
-        self._path: str | None = None
+        self.token: Token[Passage | None] | None = _current.set(self)
         self._scope = scope
 
     def __str__(self) -> str:
@@ -266,16 +269,6 @@ def noted(scope: Scope) -> Iterator[Passage]:
         passage = passage.before
 
 
-_current: ContextVar[Passage | None] = ContextVar("fastapi_maintenance", default=None)
-
-
 def current_passage() -> Passage | None:
     """Give the gate that the current request or lifespan came through last, `None` outside of one."""
     return _current.get()
-
-
-def enter(owner: Any, scope: Scope | None = None) -> Passage:
-    """Make a gate the current one, until its passage leaves."""
-    passage = Passage(owner, scope)
-    passage.token = _current.set(passage)
-    return passage

@@ -19,7 +19,7 @@ from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate, current_owner, passing
 from fastapi_maintenance.holds import Drain, HoldContext, hold_template
-from fastapi_maintenance.inflight import InFlight, Passage, Worker, enter, noted, path_of
+from fastapi_maintenance.inflight import InFlight, Passage, Worker, noted, path_of
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
 from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
@@ -148,7 +148,7 @@ class Maintenance:
         stack = scope.get("fastapi_middleware_astack")
         if stack is None:
             return None
-        passage = enter(self, scope)
+        passage = Passage(self, scope)
         stack.push(passage)
         return passage
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fastapi_maintenance.errors import MaintenanceActive, MaintenanceError
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate
-from fastapi_maintenance.inflight import Passage, enter
+from fastapi_maintenance.inflight import Passage
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
 from fastapi_maintenance.marks import mark_of, marks_set
 from fastapi_maintenance.refusal import ResponseHandler, answered, deny
@@ -87,7 +87,7 @@ class MaintenanceModeMiddleware:
             await self._lifespan(scope, receive, send)
             return
         gate = self._bound or await self._find_gate(scope)
-        passage = enter(gate.owner, scope)
+        passage = Passage(gate.owner, scope)
         try:
             if (marks_set() and self._may_be_marked(scope)) or not gate.admit_if_open(passage, scope):
                 refusal = await self._check(gate, passage, scope)

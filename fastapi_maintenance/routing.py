@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from fastapi_maintenance.exemptions import route_path
 from fastapi_maintenance.gate import Gate
-from fastapi_maintenance.inflight import enter, path_of
+from fastapi_maintenance.inflight import Passage, path_of
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
 from fastapi_maintenance.openapi import refusal_response
 from fastapi_maintenance.refusal import answered
@@ -266,7 +266,7 @@ class GatedRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         gate = self.bound or await self.gate(scope)
-        passage = enter(gate.owner, scope)
+        passage = Passage(gate.owner, scope)
         try:
             if not gate.admit_if_open(passage, scope, self.endpoint):
                 refusal = await gate.check(passage, scope, self.endpoint, applied=False)

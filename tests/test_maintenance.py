@@ -33,7 +33,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.gate import current_owner
-from fastapi_maintenance.inflight import enter
+from fastapi_maintenance.inflight import Passage
 from fastapi_maintenance.maintenance import _check_environment
 
 MESSAGE = "Service temporarily unavailable due to maintenance"
@@ -532,7 +532,7 @@ def test_lifespan_as_it_stands(anyio_backend):
 
 def test_leaving_in_another_context():
     """A server may end a request in another context than the one that began it; that is no error."""
-    contextvars.copy_context().run(enter, made()).leave()
+    contextvars.copy_context().run(Passage, made()).leave()
     assert current_owner() is None
 
 

@@ -25,7 +25,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import MemoryBackend
 from fastapi_maintenance.decision import Verdict
-from fastapi_maintenance.inflight import NOTES, enter, noted
+from fastapi_maintenance.inflight import NOTES, Passage, noted
 from fastapi_maintenance.marks import _Count
 from fastapi_maintenance.routing import GatedRoute, Marked, operation_of, routed
 
@@ -609,7 +609,7 @@ def test_a_verdict_ends_with_its_passage():
     """A copy of the scope, as a mount makes one, tells nothing of a gate that was left, but of the one around it."""
     around, inner = object(), object()
     scope = scope_of("/op")
-    outside, inside = enter(around, scope), enter(inner, scope)
+    outside, inside = Passage(around, scope), Passage(inner, scope)
     outside.note(scope, Verdict.ADMITTED)
     inside.note(scope, Verdict.ADMITTED)
     copied = dict(scope)

@@ -3,14 +3,15 @@
 The only module that reads private names of FastAPI, each with a default, in `_match_leaf` and `_low_priority`.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple, Self
 
 import fastapi.routing
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Match, Route, Router
+from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from fastapi_maintenance.exemptions import route_path
@@ -161,7 +162,8 @@ def _redirects(router: Any, scope: Scope) -> bool:
 class Marked:
     """Where an application has operations with a mark, so that an open gate need not ask all routes.
 
-    Rebuilt when a mark was set or a router has grown or shrunk.
+    Nor all that have one: a path that is none of theirs is known by one look, however many there are. Rebuilt when a
+    mark was set or a router has grown or shrunk.
     """
 
     def __init__(self, router: Any) -> None:
@@ -169,6 +171,7 @@ class Marked:
         self._marks = -1
         self._routers: list[tuple[Any, _Routes]] = []
         self._suspects: list[tuple[BaseRoute, Any]] = []
+        self._paths: re.Pattern[str] | None = None
 
     def may_match(self, scope: Scope) -> bool:
         """Tell whether `scope` may be for an operation with a mark."""
@@ -177,12 +180,15 @@ class Marked:
         if not self._suspects:
             return False
         scope = _seen_by(self._router, scope)
+        if self._paths is not None and not self._paths.match(route_path(scope)):
+            return False
         return any(_match_leaf(original, context, scope)[0] is Match.FULL for original, context in self._suspects)
 
     def _build(self) -> None:
         marks = marks_set()
         self._routers = []
         self._suspects = [(route, context) for route, context in self._walk(self._router) if self._holds_one(route)]
+        self._paths = _paths_of(self._suspects)
         # Last: where this failed, the next request builds anew.
         self._marks = marks
 
@@ -206,6 +212,25 @@ class Marked:
             return True
         inner = None if isinstance(route, APIRoute) else routed(getattr(route, "app", None))
         return inner is not None and any(self._holds_one(below) for below, _ in self._walk(inner))
+
+
+def _paths_of(suspects: Iterable[tuple[BaseRoute, Any]]) -> re.Pattern[str] | None:
+    """Give one pattern for the paths of all these routes, `None` where one of them goes by more than its own."""
+    paths: list[str] = []
+    for original, context in suspects:
+        own = getattr(context, "path_regex", None)
+        if getattr(type(original), "matches", None) not in _BY_PATH or not isinstance(own, re.Pattern):
+            return None
+        path, names = _NAMED.subn("(?:", own.pattern)
+        # Of a convertor's own pattern nothing is known: it may have groups, and flags, that would mean something else.
+        if not names == len(own.groupindex) == own.groups or own.flags != re.UNICODE:
+            return None
+        paths.append(f"(?:{path.removeprefix('^')})")
+    return re.compile("|".join(paths))
+
+
+_BY_PATH = {each.matches for each in (APIRoute, APIWebSocketRoute, Route, WebSocketRoute, Mount)}
+_NAMED = re.compile(r"\(\?P<\w+>")
 
 
 class _Routes(NamedTuple):

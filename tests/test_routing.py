@@ -10,7 +10,10 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
@@ -27,7 +30,7 @@ from fastapi_maintenance.backends import MemoryBackend
 from fastapi_maintenance.decision import Verdict
 from fastapi_maintenance.inflight import NOTES, Passage, noted
 from fastapi_maintenance.marks import _Count
-from fastapi_maintenance.routing import GatedRoute, Marked, operation_of, routed
+from fastapi_maintenance.routing import GatedRoute, Marked, _match_leaf, _seen_by, operation_of, routed
 
 FASTAPI = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
 live_routers = pytest.mark.skipif(FASTAPI < (0, 137), reason="routers are copied when they are included")
@@ -479,6 +482,97 @@ def test_host_in_an_included_router_and_mount_in_a_host():
     headers = [(b"host", b"hosted.example.org")]
     assert marked.may_match(scope_of("/sub/op", headers=headers))
     assert not marked.may_match(scope_of("/sub/op"))
+
+
+class Lenient(APIRoute):
+    """A route with a way of its own to tell what it answers."""
+
+    def matches(self, scope):
+        """Answer what ends like its path, too."""
+        return super().matches({**scope, "path": "/" + scope["path"].rpartition("/")[2]})
+
+
+class Grouped(Convertor):
+    """A convertor whose pattern has a group that it refers to."""
+
+    regex = r"(.)\2"
+
+    def convert(self, value):
+        """Give the text."""
+        return value
+
+    def to_string(self, value):
+        """Give the text."""
+        return value
+
+
+BY_PATH = ["plain", "parameters", "included", "mount", "websocket", "root path"]
+BY_MORE = ["own matches", "own groups", "host"]
+
+
+def with_marks(kind):
+    """Give an application in which some operations are marked, of one kind beside the plain ones."""
+    app, sub, router, lenient = FastAPI(), FastAPI(), APIRouter(), APIRouter(route_class=Lenient)
+    marked = force_maintenance_mode_on(lambda: 1)
+    app.get("/free")(lambda: 1)
+    app.get("/op")(marked)
+    app.get("/op/")(marked)
+    if kind == "parameters":
+        app.get("/a/{n:int}/{rest:path}")(force_maintenance_mode_off(lambda n, rest: n))
+        app.post("/{name}.b")(marked)
+    if kind == "included":
+        router.get("/a/{n}")(marked)
+        app.include_router(router, prefix="/b/{m}")
+    if kind == "mount":
+        sub.get("/a")(marked)
+        app.mount("/b", sub)
+    if kind == "websocket":
+        app.websocket("/a/{n}")(force_maintenance_mode_on(lambda websocket, n: None))
+    if kind == "own matches":
+        lenient.get("/a")(marked)
+        app.include_router(lenient)
+    if kind == "own groups":
+        register_url_convertor("grouped", Grouped())
+        app.get("/{n:grouped}/a")(marked)
+    if kind == "host":
+        app.host("a.example.org", sub)
+        sub.get("/b")(marked)
+    if kind == "root path":
+        app.root_path = "/a"
+    return app
+
+
+@pytest.mark.parametrize("kind", BY_PATH + BY_MORE)
+@given(
+    path=st.text("/abop.1\n", max_size=8).map("/".__add__),
+    websocket=st.booleans(),
+    method=st.sampled_from(["GET", "POST"]),
+)
+def test_one_look_at_the_path_misses_no_mark(kind, path, websocket, method):
+    """`Marked` suspects a request just when a route with a mark matches it, whatever else routes go by."""
+    app = with_marks(kind)
+    scope = {**scope_of(path, headers=[(b"host", b"a.example.org")]), "method": method}
+    if websocket:
+        scope = {**scope, "type": "websocket"}
+    seen = _seen_by(app, scope)
+    marked = Marked(app)
+    suspects = marked.may_match(scope)
+    asked = [_match_leaf(route, context, seen)[0] for route, context in marked._suspects]
+    assert suspects is (Match.FULL in asked)
+    assert (marked._paths is None) is (kind in BY_MORE)
+
+
+def test_marked_routes_are_not_asked_for_the_path_of_another(monkeypatch):
+    """A path that is none of theirs is told from all of them by one look, so that a thousand cost what one does."""
+    app = FastAPI()
+    for number in range(1000):
+        app.get(f"/op{number}/{{id}}")(force_maintenance_mode_on(lambda id: id))  # noqa: A006 - the name in the path
+    marked, matched = Marked(app), Mock(return_value=(Match.FULL, {}))
+    monkeypatch.setattr("fastapi_maintenance.routing._match_leaf", matched)
+    assert not marked.may_match(scope_of("/other/1"))
+    matched.assert_not_called()
+    assert marked.may_match(scope_of("/op999/1"))
+    matched.assert_called_once()
 
 
 # Decided once

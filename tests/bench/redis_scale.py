@@ -1,7 +1,8 @@
-"""How large a fleet may be: `nox -s redis_scale`, against a real redis-server of its own.
+"""How large a fleet may be, and what a dead Redis costs: `nox -s redis_scale`, against real redis-servers of its own.
 
-Two parts: eight real worker processes (from `on` to the last one refusing), and thousands of registered workers that
-are played by one process sending what they would send (what a beat, an `on` and a scan cost Redis).
+Three parts: eight real worker processes (from `on` to the last one refusing), thousands of registered workers that are
+played by one process sending what they would send (what a beat, an `on` and a scan cost Redis), and what a request
+takes while Redis is dead, in turns with one whose Redis is alive.
 """
 
 import asyncio
@@ -11,17 +12,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
-from fastapi_maintenance import Maintenance
+from fastapi import FastAPI
+
+from fastapi_maintenance import Maintenance, MaintenanceModeMiddleware
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis.scripts import BEAT, CENSUS, LOOK, VOUCH
 from tests.redis_servers import redis, redis_server
+from tests.waiting import until
 
 WORKERS, ROUNDS = 8, 100
 PLACE = "{fastapi_maintenance:default}"
 KEYS = [f"{PLACE}:{key}" for key in ("state", "holds", "workers", "acks", "records")]
 LEASE = 30_000
+"""Milliseconds."""
+
+REQUESTS, BATCH = 20_000, 50
+"""Of each application, and in one turn."""
+
+SCOPE = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
 
 WORKER = """
 import asyncio, sys, time
@@ -43,6 +54,13 @@ async def main():
         await asyncio.Event().wait()
 asyncio.run(main())
 """
+
+
+@contextmanager
+def own_server(*options):
+    """Start a server in a directory of its own, for the time of a block."""
+    with tempfile.TemporaryDirectory() as directory, redis_server(Path(directory), *options) as server:
+        yield server
 
 
 def share(values, part):
@@ -157,14 +175,83 @@ def subscribers(server, count):
     return {"subscribers": count, "bytes each": round(memory), "ms to publish": round(took, 1)}
 
 
+async def hello():
+    """Answer."""
+    return "hello"
+
+
+async def receive():
+    """Give the body of a GET."""
+    return {"type": "http.request"}
+
+
+async def let_through(message):
+    """Take an answer, which must be that of the operation."""
+    assert message.get("status", 200) == 200
+
+
+async def batch(app):
+    """Give what each of some requests took, in microseconds."""
+    took = []
+    for _ in range(BATCH):
+        began = time.perf_counter()
+        await app(SCOPE.copy(), receive, let_through)
+        took.append(1e6 * (time.perf_counter() - began))
+    return took
+
+
+async def in_turns(apps):
+    """Give what requests to each of two applications took; one, other, other, one, so that no drift favours either."""
+    took = [], []
+    while len(took[0]) < REQUESTS:
+        for number in (0, 1, 1, 0):
+            took[number].extend(await batch(apps[number]))
+            # Nobody measures what else there is to do in the event loop.
+            await asyncio.sleep(0)
+    return took
+
+
+def misses_redis(maintenance):
+    """Tell whether a request would find that Redis does not answer."""
+    maintenance.last_known_mode()
+    return maintenance.snapshot.stale is not None
+
+
+async def requests_beside_a_dead_redis(servers):
+    """Measure requests to an application on each server, while both are alive and when the second one was killed."""
+    made, apps = [], []
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            made.append(Maintenance(backend=RedisBackend(f"redis://127.0.0.1:{server.port}")))
+            await stack.enter_async_context(made[-1].lifespan())
+            apps.append(FastAPI())
+            apps[-1].add_middleware(MaintenanceModeMiddleware, maintenance=made[-1])
+            apps[-1].get("/")(hello)
+        await asyncio.gather(*map(batch, apps))
+        alive = await in_turns(apps)
+        servers[1].kill()
+        await until(lambda: misses_redis(made[1]))
+        dead = await in_turns(apps)
+        assert list(map(misses_redis, made)) == [False, True]
+    return {
+        "first, both alive": alive[0],
+        "second, both alive": alive[1],
+        "first, the second one dead": dead[0],
+        "second, which is dead": dead[1],
+    }
+
+
 def main():
     """Measure, and print."""
-    with tempfile.TemporaryDirectory() as directory, redis_server(Path(directory), "--maxclients", "5000") as server:
+    with own_server("--maxclients", "5000") as server:
         took = asyncio.run(eight_workers(f"redis://127.0.0.1:{server.port}"))
         print(f"{WORKERS} workers, on to last refusal: p50 {share(took, 0.5):.1f} ms, p99 {share(took, 0.99):.1f} ms")
         for fleet in (100, 1000, 10_000):
             print(simulated(server, fleet))
         print(subscribers(server, 800))
+    with own_server() as first, own_server() as second:
+        for which, took in asyncio.run(requests_beside_a_dead_redis([first, second])).items():
+            print(f"a request, the state on the {which}: p50 {share(took, 0.5):.1f} µs, p99 {share(took, 0.99):.1f} µs")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,14 @@ from fastapi import FastAPI
 from fastapi_maintenance import Maintenance, MaintenanceModeMiddleware
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis.scripts import BEAT, CENSUS, LOOK, VOUCH
+from tests.bench.figures import percentile
 from tests.redis_servers import redis, redis_server
 from tests.waiting import until
 
 WORKERS, ROUNDS = 8, 100
+PING_EVERY = 5.0
+"""Seconds between two pings of a subscription; with a lease of 30 seconds a beat comes about half as often."""
+
 PLACE = "{fastapi_maintenance:default}"
 KEYS = [f"{PLACE}:{key}" for key in ("state", "holds", "workers", "acks", "records")]
 LEASE = 30_000
@@ -63,9 +67,10 @@ def own_server(*options):
         yield server
 
 
-def share(values, part):
-    """Give the value below which `part` of the values are."""
-    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+def spread(values, unit):
+    """Say what is in the middle of some values, and what is above nearly all of them."""
+    ordered = sorted(values)
+    return f"p50 {percentile(ordered, 0.5):.1f} {unit}, p99 {percentile(ordered, 0.99):.1f} {unit}"
 
 
 async def eight_workers(url):
@@ -101,13 +106,28 @@ async def told(worker, closed):
             return float(at)
 
 
-def beat(pipe, number, hold=""):
+def common(era):
+    """Give what every script is told."""
+    return ["fresh", era, "-1", str(int(0.4 * LEASE)), "900", ""]
+
+
+def beat(client, number, beats, era="", promise=""):
     """Send what one worker sends: registered the first time, renewed and promised later."""
-    promise = f"- 1 {hold}" if hold else ""
     record = json.dumps({"version": "0.1.0", "in_flight": 0})
-    common = ["fresh", pipe.era, "-1", str(int(0.4 * LEASE)), "900", pipe.stamp]
     worker = f"host-{number // 8}.example:{1000 + number}:{number:08x}"
-    pipe.evalsha(BEAT.sha, 5, *KEYS, *common, worker, str(pipe.number), "0", str(LEASE), promise, record)
+    client.evalsha(BEAT.sha, 5, *KEYS, *common(era), worker, str(beats), "0", str(LEASE), promise, record)
+
+
+def all_beat(client, fleet, *said):
+    """Send what each worker sends; give the seconds of processor time that Redis uses for it."""
+    used = busy(client)
+    pipe = client.pipeline(transaction=False)
+    for number in range(fleet):
+        beat(pipe, number, *said)
+        if number % 500 == 499:
+            pipe.execute()
+    pipe.execute()
+    return busy(client) - used
 
 
 def busy(client):
@@ -124,55 +144,57 @@ def simulated(server, fleet):
         client.script_load(script.source)
     empty = client.info("memory")["used_memory"]
     figures = {"workers": fleet}
-    pipe = client.pipeline(transaction=False)
-    pipe.era = pipe.stamp = ""
-    for pipe.number in (1, 2):
-        used = busy(client)
-        for number in range(fleet):
-            beat(pipe, number)
-            if number % 500 == 499:
-                pipe.execute()
-        pipe.execute()
-    figures["µs of Redis per beat"] = round(1e6 * (busy(client) - used) / fleet, 1)
+    all_beat(client, fleet, 1)
+    era = client.hget(KEYS[0], "era")
+    figures["µs of Redis per beat"] = round(1e6 * all_beat(client, fleet, 2, era) / fleet, 1)
     client.zadd(KEYS[1], {"hold": 4e12})
-    pipe.era, pipe.number = client.hget(KEYS[0], "era"), 3
-    used = busy(client)
-    for number in range(fleet):
-        beat(pipe, number, "hold")
-        if number % 500 == 499:
-            pipe.execute()
-    pipe.execute()
-    figures["ms of Redis for all promises of one on"] = round(1e3 * (busy(client) - used), 1)
-    common = ["fresh", pipe.era, "-1", str(int(0.4 * LEASE)), "900", ""]
+    figures["ms of Redis for all promises of one on"] = round(1e3 * all_beat(client, fleet, 3, era, "- 1 hold"), 1)
     times = []
     for _ in range(20):
         began = time.perf_counter()
-        client.evalsha(VOUCH.sha, 5, *KEYS, *common, "hold", str(LEASE), "60000", "1", "0")
+        client.evalsha(VOUCH.sha, 5, *KEYS, *common(era), "hold", str(LEASE), "60000", "1", "0")
         times.append(1000 * (time.perf_counter() - began))
     figures["ms per scan"] = round(statistics.median(times), 2)
     began = time.perf_counter()
-    client.evalsha(CENSUS.sha, 5, *KEYS, *common, "60000")
+    client.evalsha(CENSUS.sha, 5, *KEYS, *common(era), "60000")
     figures["ms per list of workers"] = round(1000 * (time.perf_counter() - began), 1)
-    figures["bytes per worker"] = round((client.info("memory")["used_memory"] - empty) / fleet)
+    figures["bytes per worker, without its connections"] = round((client.info("memory")["used_memory"] - empty) / fleet)
     client.close()
     return figures
 
 
-def subscribers(server, count):
-    """Give the bytes that a subscribed connection costs, and the milliseconds to publish to so many."""
-    client = redis.Redis(port=server.port, max_connections=count + 10)
+def connected(server, fleet):
+    """Give the bytes that the two connections of a worker cost, new and in use, and the milliseconds to publish."""
+    client = redis.Redis(port=server.port)
+
+    def each():
+        return (client.info("memory")["used_memory"] - before) / fleet
+
+    client.flushall()
+    client.script_load(BEAT.source)
     before = client.info("memory")["used_memory"]
-    listeners = [client.pubsub() for _ in range(count)]
-    for listener in listeners:
+    askers = [redis.Redis(port=server.port, single_connection_client=True) for _ in range(fleet)]
+    listeners = [asker.pubsub() for asker in askers]
+    for number, (asker, listener) in enumerate(zip(askers, listeners, strict=True)):
         listener.subscribe("news")
-    memory = (client.info("memory")["used_memory"] - before) / count
+        beat(asker, number, 1)
+    new, used = each(), []
+    began = time.monotonic()
+    for step in range(4 * fleet):
+        time.sleep(max(0.0, began + step * PING_EVERY / fleet - time.monotonic()))
+        listeners[step % fleet].ping()
+        if step % 2 == 0:
+            beat(askers[step // 2 % fleet], step // 2 % fleet, 2)
+        # What was new is over then.
+        if step > 2 * fleet and step % 10 == 0:
+            used.append(each())
     began = time.perf_counter()
     client.publish("news", "x" * 400)
     took = 1000 * (time.perf_counter() - began)
-    for listener in listeners:
-        listener.close()
-    client.close()
-    return {"subscribers": count, "bytes each": round(memory), "ms to publish": round(took, 1)}
+    for opened in (*listeners, *askers, client):
+        opened.close()
+    memory = {"bytes of both connections, new": round(new), "in use": round(statistics.median(used))}
+    return {"workers": fleet, **memory, "ms to publish": round(took, 1)}
 
 
 async def hello():
@@ -245,13 +267,13 @@ def main():
     """Measure, and print."""
     with own_server("--maxclients", "5000") as server:
         took = asyncio.run(eight_workers(f"redis://127.0.0.1:{server.port}"))
-        print(f"{WORKERS} workers, on to last refusal: p50 {share(took, 0.5):.1f} ms, p99 {share(took, 0.99):.1f} ms")
+        print(f"{WORKERS} workers, on to last refusal: {spread(took, 'ms')}")
         for fleet in (100, 1000, 10_000):
             print(simulated(server, fleet))
-        print(subscribers(server, 800))
+        print(connected(server, 800))
     with own_server() as first, own_server() as second:
         for which, took in asyncio.run(requests_beside_a_dead_redis([first, second])).items():
-            print(f"a request, the state on the {which}: p50 {share(took, 0.5):.1f} µs, p99 {share(took, 0.99):.1f} µs")
+            print(f"a request, the state on the {which}: {spread(took, 'µs')}")
 
 
 if __name__ == "__main__":

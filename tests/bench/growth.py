@@ -163,10 +163,10 @@ def workers(python: str, seconds: float, say: Say) -> list[Grown]:
     rates, waits = Grown("workers", "requests/s"), Grown("workers, p99", "ms")
     chosen = {"bare": Subject(), "middleware on a file": Subject(OURS, "middleware", "file")}
     for count in WORKERS:
-        found = servers.measure_workers({OURS: python}, list(chosen.values()), count, seconds)
+        found = servers.measure({OURS: python}, list(chosen.values()), 3, seconds, workers=count)
         for line, each in zip(chosen, found, strict=True):
-            rates.add(line, count, each["requests per second"], each["memory"])
-            waits.add(line, count, each["p99 ms"], each["memory"])
+            rates.add(line, count, each["requests per second"], each["memory bytes"])
+            waits.add(line, count, each["p99 ms"], each["memory bytes"])
         say(f"  workers: {count}")
     return [rates, waits]
 

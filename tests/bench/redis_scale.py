@@ -79,11 +79,10 @@ async def eight_workers(url):
         await asyncio.create_subprocess_exec(sys.executable, "-c", WORKER, url, stdout=subprocess.PIPE)
         for _ in range(WORKERS)
     ]
-    took = []
+    took, maintenance = [], Maintenance(backend=RedisBackend(url))
     try:
         for worker in workers:
             await worker.stdout.readline()
-        maintenance = Maintenance(backend=RedisBackend(url))
         await maintenance.status()
         for _ in range(ROUNDS):
             began = time.monotonic()
@@ -92,6 +91,8 @@ async def eight_workers(url):
             for worker in workers:
                 await told(worker, 0)
     finally:
+        # What it knows, it would write again into a store that is emptied later.
+        maintenance.backend.close()
         for worker in workers:
             worker.kill()
             await worker.wait()
@@ -245,6 +246,7 @@ async def requests_beside_a_dead_redis(servers):
     async with AsyncExitStack() as stack:
         for server in servers:
             made.append(Maintenance(backend=RedisBackend(f"redis://127.0.0.1:{server.port}")))
+            stack.callback(made[-1].backend.close)
             await stack.enter_async_context(made[-1].lifespan())
             apps.append(FastAPI())
             apps[-1].add_middleware(MaintenanceModeMiddleware, maintenance=made[-1])

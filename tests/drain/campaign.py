@@ -339,7 +339,7 @@ class Campaign:
 
 
 def nothing_ran(seen, plan, *, one_of):
-    """Assert that no request ran in a window, and that more than `one_of` so many was asked for while requests ran."""
+    """Assert that no request ran in a window, though more than one in `one_of` was asked for while requests ran."""
     assert seen.overlaps == [], seen.overlaps
     assert len(seen.windows) >= plan.windows, seen
     assert seen.contested * one_of > len(seen.windows), seen

@@ -35,6 +35,15 @@ def serve(tmp_path):
         yield start
 
 
+@pytest.fixture
+def server(tmp_path):
+    """Give a redis-server of the test's own."""
+    from tests.redis_servers import redis_server  # noqa: PLC0415 - most tests run without redis-py, too
+
+    with redis_server(tmp_path) as running:
+        yield running
+
+
 @pytest.fixture(params=[Gate, FlockGate])
 def kind(request, monkeypatch):
     """Give each variant of the locks beside a state file; file backends made in the test use it."""

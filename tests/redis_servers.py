@@ -187,18 +187,33 @@ class Sentinel(Server):
         return [self.program, self.directory / "sentinel.conf", "--sentinel", *self.where(), *self.more()]
 
 
-class Sentinels:
-    """A primary, a replica, and three sentinels that watch them.
+class Together:
+    """Servers that belong together.
 
     Args:
-        directory: Where they write.
+        directory: Where they write, each in a directory of its own.
         stack: What ends them.
     """
 
-    SERVICE = "gate"
-
     def __init__(self, directory: Path, stack: contextlib.ExitStack):
         self._directory, self._stack = directory, stack
+
+    def _folder(self, name):
+        folder = self._directory / name
+        folder.mkdir()
+        return folder
+
+    def _started(self, name, *options):
+        return self._stack.enter_context(redis_server(self._folder(name), *options))
+
+
+class Sentinels(Together):
+    """A primary, a replica, and three sentinels that watch them."""
+
+    SERVICE = "gate"
+
+    def __init__(self, *where):
+        super().__init__(*where)
         self.primary = self._started("primary")
         self.replica = self._started("replica", "--replicaof", f"127.0.0.1 {self.primary.port}")
         watched = (
@@ -206,13 +221,13 @@ class Sentinels:
             f"sentinel down-after-milliseconds {self.SERVICE} 500",
             f"sentinel failover-timeout {self.SERVICE} 2000",
         )
-        self.sentinels = [self._started(f"sentinel{n}", kind=Sentinel, config=watched) for n in range(3)]
+        self.sentinels = [self._sentinel(f"sentinel{n}", watched) for n in range(3)]
         eventually(lambda: all(map(self._knows_all, self.sentinels)))
 
-    def _started(self, name, *options, kind=Server, config=()):
-        (self._directory / name).mkdir()
-        (self._directory / name / "sentinel.conf").write_text("\n".join(config))
-        return self._stack.enter_context(running(kind(self._directory / name, *options)))
+    def _sentinel(self, name, watched):
+        folder = self._folder(name)
+        (folder / "sentinel.conf").write_text("\n".join(watched))
+        return self._stack.enter_context(running(Sentinel(folder)))
 
     def _knows_all(self, sentinel):
         with sentinel.client() as client:
@@ -225,24 +240,19 @@ class Sentinels:
         return url_of(f"redis+sentinel://{hosts}/{service}", **query)
 
 
-class Cluster:
-    """Three primaries that share the slots, and a replica of the one that has ours.
-
-    Args:
-        directory: Where they write.
-        stack: What ends them.
-    """
+class Cluster(Together):
+    """Three primaries that share the slots, and a replica of the one that has ours."""
 
     OURS = "{fastapi_maintenance:default}:state"
 
-    def __init__(self, directory: Path, stack: contextlib.ExitStack):
+    def __init__(self, *where):
+        super().__init__(*where)
         self.nodes, buses = [], []
         for name in ("first", "second", "third", "replica"):
-            (directory / name).mkdir()
             # The port of the bus would else be the other one and 10000, which may be too much.
             buses.append(str(free_port()))
             options = ("--cluster-enabled", "yes", "--cluster-port", buses[-1], "--cluster-node-timeout", "500")
-            self.nodes.append(stack.enter_context(redis_server(directory / name, *options, "--appendonly", "yes")))
+            self.nodes.append(self._started(name, *options, "--appendonly", "yes"))
         *primaries, self.replica = self.nodes
         self.cli("--cluster", "create", *map(self._address, primaries), "--cluster-yes")
         eventually(lambda: all("cluster_state:ok" in str(node.do("CLUSTER", "INFO")) for node in primaries))

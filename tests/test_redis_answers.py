@@ -24,7 +24,7 @@ from fastapi_maintenance.backends.redis.scripts import BEAT, CHANGE, LOOK, VOUCH
 from fastapi_maintenance.backends.redis.urls import library
 from fastapi_maintenance.forks import _Following
 from fastapi_maintenance.state import OPEN, Hold, Switch, utcnow
-from tests.redis_servers import SHORT, Proxy, close, needs_redis, redis_server
+from tests.redis_servers import SHORT, Proxy, close, needs_redis
 from tests.waiting import until
 
 pytestmark = [needs_redis, pytest.mark.anyio]
@@ -39,13 +39,6 @@ STATE, HOLDS, WORKERS, ACKS, RECORDS, NEWS = (
 def anyio_backend():
     """Run async tests once: it is the background thread that is played with."""
     return "asyncio"
-
-
-@pytest.fixture
-def server(tmp_path):
-    """Give a server of its own."""
-    with redis_server(tmp_path) as running:
-        yield running
 
 
 class Stubborn:

@@ -124,6 +124,25 @@ async def test_scopes_share_a_connection_and_nothing_else(server, make):
         assert (await other.status()).active
 
 
+async def test_a_process_has_two_connections_and_five_at_most(server, make):
+    """A worker hears over one connection and asks over another; many scopes that drain at once share five."""
+    many = [make(server.url(lease=2), scope=f"s{number}") for number in range(12)]
+    async with worker(many[0]):
+        fleet = many[0].backend._fleet
+        await until(lambda: fleet._beats > 3)
+        assert connections(server) == 2
+        counts = []
+
+        async def drains(maintenance):
+            async with worker(maintenance), maintenance.on(drain=PATIENCE):
+                counts.append(connections(server))
+
+        async with anyio.create_task_group() as tasks:
+            for maintenance in many[1:]:
+                tasks.start_soon(drains, maintenance)
+        assert 2 < max(counts) <= 5
+
+
 # Outages
 
 

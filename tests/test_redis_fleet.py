@@ -19,7 +19,7 @@ from fastapi_maintenance import (
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis.scripts import BEAT, GOODBYE
 from fastapi_maintenance.state import utcnow
-from tests.redis_servers import Proxy, close, free_port, needs_redis, redis_server
+from tests.redis_servers import Proxy, close, free_port, needs_redis
 from tests.waiting import PATIENCE, until
 
 pytestmark = [needs_redis, pytest.mark.anyio]
@@ -30,13 +30,6 @@ KEYS = [f"{{fastapi_maintenance:default}}:{key}" for key in ("state", "holds", "
 def anyio_backend():
     """Run on one event loop: the thread that talks to Redis has its own."""
     return "asyncio"
-
-
-@pytest.fixture
-def server(tmp_path):
-    """Give a server of its own."""
-    with redis_server(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

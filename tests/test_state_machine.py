@@ -10,14 +10,12 @@ import asyncio
 import json
 import logging
 import os
-import tempfile
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -31,17 +29,9 @@ from hypothesis.stateful import (
 
 from fastapi_maintenance import BackendError, Maintenance, MaintenanceState, tasks
 from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend, file, locks
+from tests.machines import at_once, in_memory, profile, until_found, with_each
 
-EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "60"))
-PROFILE = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=30,
-    deadline=None,
-    database=None,
-    derandomize="STATE_MACHINE_EXAMPLES" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - tests only
+PROFILE = profile("STATE_MACHINE_EXAMPLES", 60)
 START = datetime(2030, 1, 1, tzinfo=UTC)
 CLOCKS = [
     f"fastapi_maintenance.{module}.utcnow" for module in ("maintenance", "gate", "holds", "snapshot", "backends.memory")
@@ -286,10 +276,10 @@ class OnFile(Common):
     @initialize()
     def start(self):
         """Make the processes, and a directory in memory, where syncing costs nothing."""
-        self.directory = tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
+        self.directory = in_memory()
         self.path = Path(self.directory.name) / "state"
         self.patch.setattr(file, "ALIVE_FOR", 0)
-        self.patch.setattr(tasks.anyio.to_thread, "run_sync", _at_once)
+        self.patch.setattr(tasks.anyio.to_thread, "run_sync", at_once)
         self.objects = [self.process() for _ in range(3)]
 
     def teardown(self):
@@ -426,10 +416,6 @@ async def _plain(awaitable):
     return await awaitable
 
 
-async def _at_once(function, *args, limiter):
-    return function(*args)
-
-
 def _noted(state, said):
     return state.model_copy(update={"revision": state.revision + 1, **said})
 
@@ -534,12 +520,9 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("machine", "owner", "name", "mutant"), MUTANTS, ids=[f"{row[0].__name__}-{row[3].__name__}" for row in MUTANTS]
-)
+@with_each(MUTANTS)
 def test_a_mutant_is_found(machine, owner, name, mutant, monkeypatch):
     """The machine fails when something is broken on purpose."""
     monkeypatch.setattr(owner, name, mutant)
-    found = settings(PROFILE, max_examples=300, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
     with pytest.raises((AssertionError, StopIteration, BackendError)):
-        run_state_machine_as_test(machine, settings=found)
+        run_state_machine_as_test(machine, settings=until_found(PROFILE))

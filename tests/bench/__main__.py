@@ -115,7 +115,7 @@ class Run:
         for subject, (bare, own) in zip(subjects, counted, strict=True):
             self.instructions[guarding.name(subject)] = guarding.Counted(bare=round(bare), adds=round(own - bare))
         self.found["instructions"] = self.instructions
-        head = ["subject", "bare", "adds", "ratio"]
+        head = ["subject", "bare instructions", "adds", "ratio"]
         cells = [
             [n, str(c["bare"]), f"{c['adds']:+}", f"×{1 + c['adds'] / c['bare']:.3f}"]
             for n, c in self.instructions.items()
@@ -199,10 +199,12 @@ class Run:
             self.say(json.dumps(found, indent=1))
 
     def _guard(self, about: dict[str, Any]) -> None:
-        if self.options.save_baseline:
+        if not self.options.save_baseline:
+            self.broken += guarding.compare(about, self.instructions)
+        elif self.instructions:
             guarding.write(about, self.instructions)
         else:
-            self.broken += guarding.compare(about, self.instructions)
+            self.broken.append("no instructions were counted, so the baseline stays as it was")
 
 
 def main() -> int:
@@ -215,7 +217,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="how long a server is loaded each turn")
     parser.add_argument("--storm", type=float, default=60.0, help="how many seconds it closes and opens")
     parser.add_argument("--routes", type=int, nargs="+", default=[20, 1000], help="how many routes, in process")
-    parser.add_argument("--save-baseline", action="store_true", help="keep these figures in baseline.json")
+    parser.add_argument("--save-baseline", action="store_true", help="keep the instructions in baseline.json")
     options = parser.parse_args()
     # Instructions are the same on a busy machine as on a quiet one.
     quick = ("imports", "instructions" if counting.available() else "beside")

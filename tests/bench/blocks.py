@@ -1,13 +1,14 @@
 """What the system and Python take for the parts: below their sum nothing can be."""
 
 import os
-import struct
 import timeit
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-_FLOCK = struct.Struct("hhqqi4x")
+import subjects
+
 _REPEAT = 200
 _NUMBER = 50
 
@@ -16,7 +17,7 @@ def measure() -> dict[str, float]:
     """Give the microseconds of each part, the fastest of many looks."""
     variable: ContextVar[object] = ContextVar("variable")
     running: set[object] = set()
-    parts = {
+    parts: dict[str, Callable[[], object]] = {
         "context variable, set and reset": lambda: variable.reset(variable.set(None)),
         "set, add and discard": lambda: (running.add(1), running.discard(1)),
         "os.environ.get of a variable that is not set": lambda: os.environ.get("BENCH_IS_NOT_SET"),
@@ -26,17 +27,10 @@ def measure() -> dict[str, float]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         parts["os.lstat"] = lambda: os.lstat(path)
         parts["os.fstat"] = lambda: os.fstat(descriptor)
-        try:
-            import fcntl  # noqa: PLC0415 - not on Windows
-
-            lock, unlock = (_FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
-            command = fcntl.F_OFD_SETLK
-        except (ImportError, AttributeError):
-            pass
-        else:
+        if subjects.has_range_locks():
             parts["range lock and unlock"] = lambda: (
-                fcntl.fcntl(descriptor, command, lock),
-                fcntl.fcntl(descriptor, command, unlock),
+                subjects.fcntl(descriptor, subjects.F_OFD_SETLK, subjects.LOCK),
+                subjects.fcntl(descriptor, subjects.F_OFD_SETLK, subjects.UNLOCK),
             )
         nothing = _fastest(lambda: None)
         found = {name: round(_fastest(part) - nothing, 2) for name, part in parts.items()}
@@ -44,5 +38,5 @@ def measure() -> dict[str, float]:
     return found
 
 
-def _fastest(part: object) -> float:
-    return min(timeit.repeat(part, number=_NUMBER, repeat=_REPEAT)) / _NUMBER * 1e6  # type: ignore[arg-type]
+def _fastest(part: Callable[[], object]) -> float:
+    return min(timeit.repeat(part, number=_NUMBER, repeat=_REPEAT)) / _NUMBER * 1e6

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from subjects import BARE, OURS, Subject
+from subjects import BARE, DEFAULT_OBJECT, OURS, Subject
 
-MIDDLEWARE = {"environment": 1.5, "memory": 1.5, "redis": 1.5, "slow store": 1.5, "file": 6.0, "default object": 1.5}
+MIDDLEWARE = {"environment": 1.5, "memory": 1.5, "redis": 1.5, "slow store": 1.5, "file": 6.0, DEFAULT_OBJECT: 1.5}
 ROUTE_CLASS_MORE = 1.5
 GUARD_MORE = 1.5
 MARKS_MORE = 15.0
@@ -12,9 +12,6 @@ IMPORT = 10.0
 """Milliseconds."""
 STORM = 1.5
 """Times the bare application's own p99."""
-PEERS = {"environment": 30, "file": 80}
-"""How many times less than the older package of this name."""
-
 DEPENDENCY = Subject(gate="empty dependency")
 
 

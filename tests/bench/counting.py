@@ -25,7 +25,7 @@ def instructions(python: str, subjects: list[Subject]) -> list[tuple[float, floa
     It is switched on once the applications are built, for what it watches runs ten times slower.
 
     Raises:
-        RuntimeError: A subject answers wrongly.
+        RuntimeError: A subject answers wrongly, or nothing was counted.
     """
     with TemporaryDirectory() as folder:
         options = ["--toggle-collect=PyObject_Dir", "--dump-after=PyObject_Dir", f"--callgrind-out-file={folder}/out"]
@@ -44,4 +44,6 @@ def instructions(python: str, subjects: list[Subject]) -> list[tuple[float, floa
 
 def _total(file: Path) -> int:
     found = _TOTAL.search(file.read_text())
-    return int(found[1]) if found else 0
+    if found is None:
+        raise RuntimeError(f"callgrind counted nothing: {file}")
+    return int(found[1])

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +20,8 @@ from subjects import OLDER, WAYGATE, Subject, free_port
 
 HERE = Path(__file__).parent
 SERVER = "uvicorn[standard]"
+WAITED = 180.0
+"""Seconds after which a server that does not start is an error."""
 PEERS = {OLDER: ["fastapi-maintenance==0.0.5", SERVER], WAYGATE: ["waygate[all]==0.2.0", SERVER]}
 """What is installed for each peer; waygate cannot be imported without its extras."""
 
@@ -128,10 +132,22 @@ def redis_server() -> Iterator[str | None]:
             stdout=subprocess.DEVNULL,
         )
         try:
+            end = time.monotonic() + WAITED
+            # Whoever asked before it listens would be measured while it misses Redis.
+            while not _listens(port):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"redis-server did not start within {WAITED:g} s")
+                time.sleep(0.01)
             yield f"redis://127.0.0.1:{port}/0"
         finally:
             server.terminate()
             server.wait()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 class Server:

@@ -39,8 +39,7 @@ class Axis:
         sizes: From little to much.
         lines: What is measured at each size, by name.
         grow: Gives a line's subject of one size.
-        total: Whether the whole request counts, not what is added to the bare one.
-        bare: Whether the bare application is a line, too.
+        total: Whether the whole request counts, with the bare one as a line of its own, not what is added to that.
     """
 
     name: str
@@ -48,20 +47,12 @@ class Axis:
     lines: Mapping[str, Subject]
     grow: Callable[[Subject, int], Subject]
     total: bool = False
-    bare: bool = False
 
 
 AXES = [
     Axis("routes, open", (10, 100, 1000, 10000), _OPEN, lambda s, n: replace(s, routes=n)),
     Axis("routes, included, open", (10, 100, 1000), _OPEN, lambda s, n: replace(s, routes=n, included=True)),
-    Axis(
-        "routes, closed",
-        (10, 100, 1000, 10000),
-        _CLOSED_IN_MEMORY,
-        lambda s, n: replace(s, routes=n),
-        total=True,
-        bare=True,
-    ),
+    Axis("routes, closed", (10, 100, 1000, 10000), _CLOSED_IN_MEMORY, lambda s, n: replace(s, routes=n), total=True),
     Axis(
         "marks among 1000 routes, open",
         (0, 2, 20, 200, 998),
@@ -69,26 +60,14 @@ AXES = [
         lambda s, n: replace(s, routes=1000, forced_on=n // 2, forced_off=n - n // 2),
     ),
     Axis("windows, open", (0, 10, 100, 1000), _OPEN_BACKENDS, lambda s, n: replace(s, windows=n)),
-    Axis("windows, closed", (0, 10, 100, 1000), _CLOSED, lambda s, n: replace(s, windows=n), total=True, bare=True),
+    Axis("windows, closed", (0, 10, 100, 1000), _CLOSED, lambda s, n: replace(s, windows=n), total=True),
     # A hold on a file is safe on the disk, so that a thousand of them take minutes.
-    Axis("holds, closed", (1, 10, 100), _CLOSED, lambda s, n: replace(s, holds=n), total=True, bare=True),
+    Axis("holds, closed", (1, 10, 100), _CLOSED, lambda s, n: replace(s, holds=n), total=True),
     Axis(
-        "holds in memory, closed",
-        (1, 10, 100, 1000),
-        _CLOSED_IN_MEMORY,
-        lambda s, n: replace(s, holds=n),
-        total=True,
-        bare=True,
+        "holds in memory, closed", (1, 10, 100, 1000), _CLOSED_IN_MEMORY, lambda s, n: replace(s, holds=n), total=True
     ),
     Axis("exemptions, open", (0, 10, 100, 1000, 10000), _OPEN, lambda s, n: replace(s, exempt=n)),
-    Axis(
-        "exemptions, closed",
-        (0, 10, 100, 1000, 10000),
-        _CLOSED,
-        lambda s, n: replace(s, exempt=n),
-        total=True,
-        bare=True,
-    ),
+    Axis("exemptions, closed", (0, 10, 100, 1000, 10000), _CLOSED, lambda s, n: replace(s, exempt=n), total=True),
 ]
 
 CROWDS = (1, 10, 100, 1000, 10000)
@@ -161,7 +140,7 @@ def grow(worker: Worker, axis: Axis, say: Say) -> Grown:
             memory = worker.ask("memory", subject=subject) if subject.routes <= ENOUGH else None
             total = costs[-1].quiet if axis.total else 0.0
             grown.add(line, size, total + costs[-1].adds.value, memory)
-        if axis.bare:
+        if axis.total:
             grown.add("bare", size, costs[0].quiet, None)
         worker.ask("forget")
         say(f"  {axis.name}: {size}")
@@ -184,10 +163,10 @@ def workers(python: str, seconds: float, say: Say) -> list[Grown]:
     rates, waits = Grown("workers", "requests/s"), Grown("workers, p99", "ms")
     chosen = {"bare": Subject(), "middleware on a file": Subject(OURS, "middleware", "file")}
     for count in WORKERS:
-        found = servers.measure_workers({OURS: python}, list(chosen.values()), count, seconds)
+        found = servers.measure({OURS: python}, list(chosen.values()), 3, seconds, workers=count)
         for line, each in zip(chosen, found, strict=True):
-            rates.add(line, count, each["requests per second"], each["memory"])
-            waits.add(line, count, each["p99 ms"], each["memory"])
+            rates.add(line, count, each["requests per second"], each["memory bytes"])
+            waits.add(line, count, each["p99 ms"], each["memory bytes"])
         say(f"  workers: {count}")
     return [rates, waits]
 

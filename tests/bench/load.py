@@ -94,11 +94,10 @@ class _Client(asyncio.Protocol):
         self._transport.close()
 
 
-def allow_many_files() -> int:
-    """Raise the limit of open files as far as the system lets us, and give it."""
+def allow_many_files() -> None:
+    """Raise the limit of open files as far as the system lets us."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return most
 
 
 async def load(port: int, connections: int, seconds: float, check: Check) -> Result:

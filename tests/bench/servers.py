@@ -9,14 +9,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from driver import Server
+from driver import WAITED, Server
 from figures import Figure, percentile
 from load import Result, expecting, load
 from subjects import OLDER, OURS, WAYGATE, Subject
 
 CONNECTIONS = 32
-WAITED = 180.0
-"""Seconds after which a server that does not start is an error."""
 
 
 def subjects() -> list[Subject]:
@@ -52,16 +50,19 @@ def serving(pythons: Mapping[str, str], chosen: list[Subject], workers: int = 1)
         yield running
 
 
-def measure(pythons: Mapping[str, str], chosen: list[Subject], turns: int, seconds: float) -> list[dict[str, Any]]:
-    """Load each server in turn, `turns` times; the first turn warms up."""
+def measure(
+    pythons: Mapping[str, str], chosen: list[Subject], turns: int, seconds: float, workers: int = 1
+) -> list[dict[str, Any]]:
+    """Load each server in turn, `turns` times after one that warms up; all are compared with the first one."""
     taken: dict[Subject, list[Result]] = {subject: [] for subject in chosen}
-    with serving(pythons, chosen) as running:
+    with serving(pythons, chosen, workers) as running:
         for _ in range(turns + 1):
             for subject, server in running.items():
                 result = asyncio.run(load(server.port, CONNECTIONS, seconds, expecting(subject.status)))
                 taken[subject].append(result)
+        memory = {subject: server.memory for subject, server in running.items()}
     bare = [_rate(result) for result in taken[chosen[0]][1:]]
-    return [_figures(subject, results[1:], bare) for subject, results in taken.items()]
+    return [{**_figures(subject, taken[subject][1:], bare), "memory bytes": memory[subject]} for subject in chosen]
 
 
 def _rate(result: Result) -> float:
@@ -101,17 +102,3 @@ def table(found: list[dict[str, Any]]) -> list[list[str]]:
         ]
         for each in found
     ]
-
-
-def measure_workers(
-    pythons: Mapping[str, str], chosen: list[Subject], workers: int, seconds: float
-) -> list[dict[str, Any]]:
-    """Load each in turn, with that many worker processes."""
-    taken: dict[Subject, list[Result]] = {subject: [] for subject in chosen}
-    with serving(pythons, chosen, workers) as running:
-        for _ in range(4):
-            for subject, server in running.items():
-                taken[subject].append(asyncio.run(load(server.port, CONNECTIONS, seconds, expecting(subject.status))))
-        memory = {subject: server.memory for subject, server in running.items()}
-    bare = [_rate(result) for result in taken[chosen[0]][1:]]
-    return [{**_figures(subject, taken[subject][1:], bare), "memory": memory[subject]} for subject in chosen]

@@ -26,11 +26,11 @@ _SERVED = Subject(OURS, "middleware", "file")
 def rush(python: str, times: int) -> dict[str, Any]:
     """Have 10,000 clients ask at once, a closed service and the bare one in turn."""
     allow_many_files()
-    closed = Subject(OURS, "middleware", "file", closed=True)
+    refusing = Subject(OURS, "middleware", "file", closed=True)
     found: dict[str, Any] = {"clients": CLIENTS}
-    with serving({OURS: python}, [Subject(), closed]) as running:
+    with serving({OURS: python}, [Subject(), refusing]) as running:
         for name in ("bare", "closed"):
-            found[name] = {"p50 ms": [], "p99 ms": [], "lost": 0, "wrong": 0, "memory": []}
+            found[name] = {"p50 ms": [], "p99 ms": [], "lost": 0, "wrong": 0, "memory bytes": []}
         for _ in range(times + 1):
             for name, (subject, server) in zip(("bare", "closed"), running.items(), strict=True):
                 result = asyncio.run(load(server.port, CLIENTS, 0, expecting(subject.status)))
@@ -48,7 +48,7 @@ def _note(into: dict[str, Any], result: Result, server: Server) -> None:
     into["p99 ms"].append(percentile(result.latencies, 0.99))
     into["lost"] += result.lost
     into["wrong"] += result.wrong
-    into["memory"].append(server.memory)
+    into["memory bytes"].append(server.memory)
 
 
 def _verdict(found: dict[str, Any], ratio: float, bare: list[float]) -> str:
@@ -124,13 +124,13 @@ def flicker(python: str, seconds: float) -> dict[str, Any]:
         "bare p99 ms": [percentile(each.latencies, 0.99) for each in around],
         "lost": result.lost,
         "wrong": result.wrong,
-        "memory": memory,
+        "memory bytes": memory,
     }
     found["p99 of the bare"] = p99 / mean(found["bare p99 ms"])
     quarter = max(1, len(memory) // 4)
-    found["growth"] = max(memory[-quarter:]) / max(memory[quarter : 2 * quarter] or memory) - 1
+    found["growth of memory"] = max(memory[-quarter:]) / max(memory[quarter : 2 * quarter] or memory) - 1
     found["verdict"] = _verdict(found, found["p99 of the bare"], found["bare p99 ms"])
-    if found["growth"] > GROWTH:
+    if found["growth of memory"] > GROWTH:
         found["verdict"] = f"{found['verdict']}, memory grew by {found['growth']:.0%}"
     return found
 

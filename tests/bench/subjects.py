@@ -25,7 +25,7 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 else:
-    _LOCK, _UNLOCK = (struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0) for kind in (F_WRLCK, F_UNLCK))
+    LOCK, UNLOCK = (struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0) for kind in (F_WRLCK, F_UNLCK))
 
 OURS = "this"
 OLDER = "fastapi-maintenance"
@@ -220,14 +220,14 @@ class LeastMiddleware:
         self._running.add(request)
         if self._path is not None:
             os.fstat(self._descriptor)
-            fcntl(self._descriptor, F_OFD_SETLK, _LOCK)
+            fcntl(self._descriptor, F_OFD_SETLK, LOCK)
             os.lstat(self._path)
         try:
             await self._app(scope, receive, send)
         finally:
             self._running.discard(request)
             if self._path is not None:
-                fcntl(self._descriptor, F_OFD_SETLK, _UNLOCK)
+                fcntl(self._descriptor, F_OFD_SETLK, UNLOCK)
             self._current.reset(token)
 
 

@@ -97,8 +97,8 @@ class Bench:
             with contextlib.suppress(PackageNotFoundError):
                 found[name] = version(name)
         # The same version from another compiler or on another processor takes other instructions.
-        build = " ".join((*platform.python_build(), platform.python_compiler(), platform.machine()))
-        return {"python": platform.python_version(), "build": build, "versions": found, "redis": has_redis()}
+        compiled = " ".join((*platform.python_build(), platform.python_compiler(), platform.machine()))
+        return {"python": platform.python_version(), "build": compiled, "versions": found, "redis": has_redis()}
 
     async def rounds(self, subjects: list[Subject], count: int) -> list[dict[str, Any]]:
         """Measure each subject beside its bare application, `count` times, in an order that changes.

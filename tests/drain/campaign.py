@@ -7,7 +7,6 @@ import random
 import signal
 import socket
 import sys
-import tempfile
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import websockets
 from websockets.asyncio.client import connect
 
 from tests.drain.record import REQUESTS, WINDOWS, note_kill, overlaps, spans
+from tests.machines import in_memory
 from tests.servers import PATIENCE, ROOT
 
 HOST = "127.0.0.1"
@@ -338,14 +338,23 @@ class Campaign:
         return Seen(windows, requests, overlaps(windows, requests), self.answers, self.faults, log)
 
 
+def nothing_ran(seen, plan, *, one_of):
+    """Assert that no request ran in a window, though more than one in `one_of` was asked for while requests ran."""
+    assert seen.overlaps == [], seen.overlaps
+    assert len(seen.windows) >= plan.windows, seen
+    assert seen.contested * one_of > len(seen.windows), seen
+    assert seen.answers[200] > seen.contested, seen
+    assert seen.answers[503] > 0, seen
+    assert all(seen.faults.values()), seen
+
+
 @contextmanager
 def place():
     """Give a directory of its own, where nothing is slow to sync, and a free port."""
-    memory = Path("/dev/shm")  # noqa: S108 - tests only
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="drain-", dir=memory if memory.is_dir() else None) as directory:
+    with in_memory("drain-") as directory:
         yield Path(directory), port
 
 

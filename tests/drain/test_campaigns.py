@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from tests.drain.campaign import Plan, run
+from tests.drain.campaign import Plan, nothing_ran, run
 from tests.servers import needs_servers
 
 pytestmark = needs_servers
@@ -43,13 +43,7 @@ needs_gunicorn = pytest.mark.skipif(
 @pytest.mark.parametrize("plan", LONG_PLANS if LONG else SHORT_PLANS, ids=str)
 def test_nothing_runs_in_a_window(plan):
     """Three holders drain a server again and again, under load and faults: no request runs in any window."""
-    seen = run(plan)
-    assert seen.overlaps == []
-    assert len(seen.windows) >= plan.windows
-    assert seen.contested * 2 > len(seen.windows)
-    assert seen.answers[200] > seen.contested
-    assert seen.answers[503] > 0
-    assert all(seen.faults.values())
+    nothing_ran(run(plan), plan, one_of=2)
 
 
 @needs_gunicorn

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.drain.campaign import Plan
+from tests.drain.campaign import Plan, nothing_ran
 from tests.drain.fleet import run_on_redis
 from tests.redis_servers import needs_redis
 from tests.servers import needs_servers
@@ -31,14 +31,8 @@ PLANS = LONG_PLANS if LONG else [Plan("uvicorn", windows=6, faults=("kill_redis"
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan}-{'-'.join(plan.faults)}")
 def test_nothing_runs_in_a_window_of_the_fleet(plan):
     """Holders drain a fleet again and again, under load and faults: no request runs in any window."""
-    seen = run_on_redis(plan)
-    assert seen.overlaps == []
-    assert len(seen.windows) >= plan.windows
     # Holders on all sides leave it open for moments only.
-    assert seen.contested * 5 > len(seen.windows)
-    assert seen.answers[200] > seen.contested
-    assert seen.answers[503] > 0
-    assert all(seen.faults.values())
+    nothing_ran(run_on_redis(plan), plan, one_of=5)
 
 
 def test_a_promise_without_counting_is_caught():

@@ -7,14 +7,11 @@ in the middle of an admission, before and after the count, is done there by a th
 
 import asyncio
 import logging
-import os
-import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as explore
@@ -27,17 +24,9 @@ from fastapi_maintenance.backends.slots import MachineInFlight
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import InFlight
 from fastapi_maintenance.marks import _Count
+from tests.machines import at_once, in_memory, profile, until_found, with_each
 
-EXAMPLES = int(os.environ.get("DRAIN_EXAMPLES", "20"))
-PROFILE = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=30,
-    deadline=None,
-    database=None,
-    derandomize="DRAIN_EXAMPLES" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - tests only
+PROFILE = profile("DRAIN_EXAMPLES", 20)
 
 numbers = st.integers(0, 2)
 workers = st.integers(0, 1)
@@ -84,7 +73,7 @@ class OnMemory(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(logging.getLogger("fastapi_maintenance"), "disabled", True)
-        self.patch.setattr(tasks.anyio.to_thread, "run_sync", _at_once)
+        self.patch.setattr(tasks.anyio.to_thread, "run_sync", at_once)
         self.patch.setattr(file, "ALIVE_FOR", 0)
         self.patch.setattr(file, "gate_beside", self.gates)
         self.meanwhile = {}
@@ -251,7 +240,7 @@ class OnFile(OnMemory):
     @initialize()
     def begin(self):
         """Make the processes, and a directory in memory, where syncing costs nothing."""
-        self.directory = tempfile.TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
+        self.directory = in_memory()
         self.path = Path(self.directory.name) / "state"
         self.processes = [self.process() for _ in range(3)]
 
@@ -303,10 +292,6 @@ class OnFlock(OnFile):
         assert (len(self.holds) > held) is (self.running == 0)
 
 
-async def _at_once(function, *args, limiter):
-    return function(*args)
-
-
 async def _ended(task):
     await asyncio.wait([task])
     task.exception()
@@ -356,14 +341,11 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("machine", "owner", "name", "mutant"), MUTANTS, ids=[f"{row[0].__name__}-{row[3].__name__}" for row in MUTANTS]
-)
+@with_each(MUTANTS)
 def test_a_mutant_is_found(machine, owner, name, mutant, monkeypatch):
     """The machine fails when something is broken on purpose."""
     # With marks of other tests about, requests would not take the path that is broken here.
     monkeypatch.setattr(_Count, "marks", 0)
     monkeypatch.setattr(owner, name, mutant)
-    found = settings(PROFILE, max_examples=300, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False)
     with pytest.raises(AssertionError):
-        explore(machine, settings=found)
+        explore(machine, settings=until_found(PROFILE))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, Self
 
 import fastapi.routing
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Route, Router
@@ -60,10 +60,16 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
     scope = _seen_by(router, scope)
     partly = False
     for route in router.routes:
-        match, child = route.matches(scope)
-        if match is Match.FULL:
-            return _descend(router, route, child, scope)
-        partly = partly or match is Match.PARTIAL
+        if isinstance(route, Route) or not _only_asks_its_routes(route):
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                return _descend(router, _Leaf(route, route, child), scope)
+        else:
+            match, leaf = _match_leaves(route, scope)
+            if leaf is not None:
+                return _descend(router, leaf, scope)
+        if match is Match.PARTIAL:
+            partly = True
     if partly or _redirects(router, scope):
         return None
     return next((op for route in _low_priority(router) if (op := _frontend(route, scope))), None)
@@ -78,20 +84,51 @@ def _seen_by(router: Any, scope: Scope) -> Scope:
     return scope
 
 
-def _descend(router: Any, route: BaseRoute, child: Scope, scope: Scope) -> Operation | None:
+class _Leaf(NamedTuple):
+    """A route that matched.
+
+    Attributes:
+        route: The route as it was written.
+        shown: The route as it is included.
+        child: What it adds to the scope.
+    """
+
+    route: BaseRoute
+    shown: Any
+    child: Scope
+
+
+def _only_asks_its_routes(route: Any) -> bool:
+    """Tell whether it is an included router without a `matches()` of its own, there and in what it includes.
+
+    It would match all its routes and not say which one it was, so that they had to be matched again.
+    """
+    router = getattr(route, "original_router", None)
+    if router is None or type(router).matches is not APIRouter.matches:
+        return False
+    return all(_only_asks_its_routes(below) for below in router.routes if hasattr(below, "original_router"))
+
+
+def _match_leaves(route: BaseRoute, scope: Scope) -> tuple[Match, _Leaf | None]:
+    """Match the routes below an included router as it does: the first that matches wholly, else some that do partly."""
+    partly = False
+    for original, context in _leaves(route):
+        match, child = _match_leaf(original, context, scope)
+        if match is Match.FULL:
+            return match, _Leaf(original, context, child)
+        partly = partly or match is Match.PARTIAL
+    return (Match.PARTIAL if partly else Match.NONE), None
+
+
+def _descend(router: Any, leaf: _Leaf, scope: Scope) -> Operation | None:
     """Go from a route that matched to the operation: into an included router, a mount, a host."""
-    shown: Any = route
-    if "endpoint" not in child:
-        for original, context in _leaves(route):
-            match, found = _match_leaf(original, context, scope)
-            if match is Match.FULL:
-                route, shown, child = original, context, found
-                break
-    endpoint = child.get("endpoint")
-    inner = None if isinstance(route, APIRoute) else routed(endpoint)
+    if "endpoint" not in leaf.child:
+        leaf = _match_leaves(leaf.route, scope)[1] or leaf
+    endpoint = leaf.child.get("endpoint")
+    inner = None if isinstance(leaf.route, APIRoute) else routed(endpoint)
     if inner is not None:
-        return operation_of(inner, {**scope, **child})
-    return Operation(endpoint, getattr(shown, "path_format", None), docs=_is_docs(router, route, scope))
+        return operation_of(inner, {**scope, **leaf.child})
+    return Operation(endpoint, getattr(leaf.shown, "path_format", None), docs=_is_docs(router, leaf.route, scope))
 
 
 def _is_docs(app: Any, route: BaseRoute, scope: Scope) -> bool:
@@ -128,7 +165,7 @@ def _match_leaf(original: BaseRoute, context: Any, scope: Scope) -> tuple[Match,
     if effective is not None and isinstance(original, APIRoute) and type(original).matches is not APIRoute.matches:
         given = {**scope.get("fastapi", {}), "effective_route_context": effective}
         return original.matches({**scope, "fastapi": given})
-    match: tuple[Match, Scope] = context.matches(scope)
+    match: tuple[Match, Scope] = (context if effective is None else effective).matches(scope)
     return match
 
 

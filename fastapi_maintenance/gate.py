@@ -12,11 +12,11 @@ from typing import Protocol
 from starlette.types import Scope
 
 from fastapi_maintenance.decision import Verdict, decide
-from fastapi_maintenance.errors import BackendError, MaintenanceActive
+from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.exemptions import ExemptHandler, Exemptions
 from fastapi_maintenance.inflight import NOTES, InFlight, Passage, current_passage, enter, noted
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
-from fastapi_maintenance.refusal import Refusals, ResponseHandler
+from fastapi_maintenance.refusal import Refusal, Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.snapshot import Snapshot, assumed
 from fastapi_maintenance.state import MaintenanceState, MaintenanceStatus, Mode, Switch, utcnow
@@ -235,7 +235,7 @@ class Gate:
         docs: bool = False,
         exempt: bool = False,
         applied: bool | None = None,
-    ) -> MaintenanceActive | None:
+    ) -> Refusal | None:
         """Decide on a request, unless another gate of the object has; one that is let through is counted.
 
         Args:
@@ -250,19 +250,20 @@ class Gate:
             The refusal, `None` to let it through.
         """
         mark = mark_of(endpoint) if marks_set() else None
-        if self._noted(scope) is not None and mark is not Mark.FORCED_ON:
+        if NOTES in scope and mark is not Mark.FORCED_ON and self._noted(scope) is not None:
             return None
-        self._in_flight.join()
-        if not self._in_flight.ready:
-            await self._in_flight.wait_ready(self._read_timeout)
+        in_flight = self._in_flight
+        in_flight.join()
+        if not in_flight.ready:
+            await in_flight.wait_ready(self._read_timeout)
         verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt, passage=passage)
         if verdict is not Verdict.REFUSED:
             # What stands in here for switch and windows says nothing to another gate.
             if verdict is not _ADMITTED or self._enabled is None:
                 (passage or Passage(self.owner)).note(scope, verdict)
             return None
-        # Without the workers of a drain: a request never waits for their locks.
-        status = self._told(self._look() or self._unknown)
+        # What the verdict came from, without the workers of a drain: a request never waits for their locks.
+        status = self._told(self._reading.state)
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")
@@ -307,7 +308,7 @@ class Gate:
             mark = mark_of(endpoint) if marks_set() else None
             return await self._verdict(scope, mark, docs=docs) is Verdict.REFUSED
 
-    def report(self, refusal: MaintenanceActive, scope: Scope, gate: str, route: str | None) -> None:
+    def report(self, refusal: Refusal, scope: Scope, gate: str, route: str | None) -> None:
         """Tell the log, at debug, and OpenTelemetry of a refusal: planned maintenance is not an error."""
         logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])
         self.owner.telemetry.refused(scope, refusal.status.mode or "full", gate, route)

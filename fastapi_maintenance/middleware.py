@@ -8,13 +8,13 @@ from typing import Any
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_maintenance.errors import MaintenanceActive, MaintenanceError
+from fastapi_maintenance.errors import MaintenanceError
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage, enter
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
 from fastapi_maintenance.marks import mark_of, marks_set
-from fastapi_maintenance.refusal import ResponseHandler, answered, deny
+from fastapi_maintenance.refusal import Refusal, ResponseHandler, answered, deny
 from fastapi_maintenance.routing import Marked, Operation, operation_of, routed
 from fastapi_maintenance.streams import Streams
 from fastapi_maintenance.tasks import in_thread, to_the_end
@@ -112,7 +112,7 @@ class MaintenanceModeMiddleware:
             self._marked = Marked(router)
         return self._marked.may_match(scope)
 
-    async def _check(self, gate: Gate, passage: Passage, scope: Scope) -> MaintenanceActive | None:
+    async def _check(self, gate: Gate, passage: Passage, scope: Scope) -> Refusal | None:
         operation = self._operation(scope)
         if operation is None:
             # Not noted as decided: where this middleware was mistaken, another gate is to ask.
@@ -132,7 +132,7 @@ class MaintenanceModeMiddleware:
             return Operation(self.app if mark_of(self.app) else scope.get("endpoint"))
         return operation_of(router, scope)
 
-    async def _refuse(self, refusal: MaintenanceActive, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
         registered = getattr(self._application(scope), "exception_handlers", {})
         response = await answered(refusal, registered, scope)
         if scope["type"] == "websocket":

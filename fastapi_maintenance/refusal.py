@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from random import randint
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import anyio
 from starlette.concurrency import run_in_threadpool
@@ -37,6 +37,24 @@ TRY_AGAIN_LATER = 1013
 """Close code "Try Again Later" (IANA WebSocket Close Code Number registry)."""
 
 
+class Refusal(NamedTuple):
+    """What a closed gate says to one request.
+
+    Attributes:
+        status: The status at the moment of the refusal.
+        response: What is sent when no handler of the application answers.
+        detail: What to tell people.
+    """
+
+    status: MaintenanceStatus
+    response: Response
+    detail: str
+
+    def error(self) -> MaintenanceActive:
+        """Give it as an exception: what is raised, and what handlers of the application get."""
+        return MaintenanceActive(self.status, self.response, self.detail)
+
+
 class Refusals:
     """Makes the refusals of one gate.
 
@@ -54,7 +72,7 @@ class Refusals:
         self._takes_status = handler is not None and _takes_two(handler)
         self._made: tuple[MaintenanceStatus | None, dict[object, Response]] = (None, {})
 
-    async def make(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> MaintenanceActive:
+    async def make(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:
         """Make the refusal of one request.
 
         Args:
@@ -85,19 +103,21 @@ class Refusals:
         response = self._built_in(form, status, applied=applied) if own is None else _marked(own, status)
         if scope.get("method") == "HEAD":
             response = _without_body(response)
-        return MaintenanceActive(status, response, status.message or self._settings.message)
+        return Refusal(status, response, status.message or settings.message)
 
     def _built_in(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Response:
         """Give the built-in answer; what says the same as the last ones is copied, not made again."""
         if form == "text/html":
             # The page tells the time.
             return self._make(form, status, applied=applied)
-        if self._made[0] is not status:
-            self._made = (status, {})
-        made = self._made[1]
-        if (form, applied) not in made:
-            made[form, applied] = self._make(form, status, applied=applied)
-        return _copy_of(made[form, applied])
+        made_for, made = self._made
+        if made_for is not status:
+            made = {}
+            self._made = (status, made)
+        response = made.get((form, applied))
+        if response is None:
+            response = made[form, applied] = self._make(form, status, applied=applied)
+        return _copy_of(response)
 
     def _make(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Response:
         code = self._settings.status_code
@@ -160,9 +180,13 @@ def _marked(own: Response, status: MaintenanceStatus) -> Response:
 
 def _copy_of(response: Response) -> Response:
     """Give an answer of its own to a request: somebody on its way may write into the headers."""
-    # What `copy.copy` comes to, without its ten times longer way.
+    # What `copy.copy` comes to, without its twenty times longer way.
     own = object.__new__(type(response))
-    vars(own).update(vars(response), raw_headers=list(response.raw_headers))
+    own.status_code = response.status_code
+    own.media_type = response.media_type
+    own.background = response.background
+    own.body = response.body
+    own.raw_headers = list(response.raw_headers)
     return own
 
 
@@ -255,13 +279,13 @@ class _Refusing:
         return None
 
 
-async def answered(refusal: MaintenanceActive, registered: Mapping[Any, Any], scope: Scope) -> Response:
+async def answered(refusal: Refusal, registered: Mapping[Any, Any], scope: Scope) -> Response:
     """Give what the application's own handler for `MaintenanceActive`, else for the status code, makes of `refusal`.
 
     For a gate outside of the application's own exception handling.
     """
-    handler = registered.get(MaintenanceActive) or registered.get(refusal.status_code)
-    answer = None if handler is None else await _asked(handler, connection(scope), refusal)
+    handler = registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
+    answer = None if handler is None else await _asked(handler, connection(scope), refusal.error())
     return answer or refusal.response
 
 

@@ -61,6 +61,7 @@ def passing(owner: Owner) -> Generator[None]:
 
 
 _ADMITTED = Verdict.ADMITTED
+_REFUSED = (Verdict.REFUSED, Verdict.REFUSED_UNLESS_EXEMPT)
 
 
 class _Reading:
@@ -256,8 +257,10 @@ class Gate:
         in_flight.join()
         if not in_flight.ready:
             await in_flight.wait_ready(self._read_timeout)
-        verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt, passage=passage)
-        if verdict is not Verdict.REFUSED:
+        verdict = self._verdict(self._look() or await self._state(), scope, mark, passage)
+        if verdict is Verdict.REFUSED_UNLESS_EXEMPT and (exempt or await self._exemptions.cover(scope, docs)):
+            verdict = Verdict.EXEMPT
+        if verdict not in _REFUSED:
             # What stands in here for switch and windows says nothing to another gate.
             if verdict is not _ADMITTED or self._enabled is None:
                 (passage or Passage(self.owner)).note(scope, verdict)
@@ -269,17 +272,14 @@ class Gate:
             status = replace(status, mode="full")
         return await self._refusals.make(scope, status, applied=applied)
 
-    async def _verdict(
-        self, scope: Scope, mark: Mark | None, *, docs: bool, exempt: bool = False, passage: Passage | None = None
+    def _verdict(
+        self, state: MaintenanceState, scope: Scope, mark: Mark | None, passage: Passage | None = None
     ) -> Verdict:
-        state = self._look() or await self._state()
+        """Decide without the exemptions; with a passage, a request that is let through for being open is counted."""
         method = scope.get("method")
         verdict = decide(mark, self._mode(state), method)
         if verdict is _ADMITTED and passage is not None and not self._counted(passage, method):
-            verdict = Verdict.REFUSED_UNLESS_EXEMPT
-        if verdict is Verdict.REFUSED_UNLESS_EXEMPT:
-            covered = exempt or await self._exemptions.cover(scope, docs)
-            verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
+            return Verdict.REFUSED_UNLESS_EXEMPT
         return verdict
 
     def _counted(self, passage: Passage, method: str | None) -> bool:
@@ -306,9 +306,13 @@ class Gate:
         """Tell whether a request that was let through would be refused now; notes nothing."""
         with passing(self.owner):
             mark = mark_of(endpoint) if marks_set() else None
-            return await self._verdict(scope, mark, docs=docs) is Verdict.REFUSED
+            verdict = self._verdict(self._look() or await self._state(), scope, mark)
+            if verdict is Verdict.REFUSED_UNLESS_EXEMPT:
+                return not await self._exemptions.cover(scope, docs)
+            return verdict is Verdict.REFUSED
 
     def report(self, refusal: Refusal, scope: Scope, gate: str, route: str | None) -> None:
         """Tell the log, at debug, and OpenTelemetry of a refusal: planned maintenance is not an error."""
-        logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])
         self.owner.telemetry.refused(scope, refusal.status.mode or "full", gate, route)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from random import randint
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 from starlette.concurrency import run_in_threadpool
@@ -37,7 +37,7 @@ TRY_AGAIN_LATER = 1013
 """Close code "Try Again Later" (IANA WebSocket Close Code Number registry)."""
 
 
-class Refusal(NamedTuple):
+class Refusal:
     """What a closed gate says to one request.
 
     Attributes:
@@ -46,9 +46,10 @@ class Refusal(NamedTuple):
         detail: What to tell people.
     """
 
-    status: MaintenanceStatus
-    response: Response
-    detail: str
+    def __init__(self, status: MaintenanceStatus, response: Response, detail: str) -> None:
+        self.status = status
+        self.response = response
+        self.detail = detail
 
     def error(self) -> MaintenanceActive:
         """Give it as an exception: what is raised, and what handlers of the application get."""
@@ -206,8 +207,7 @@ def _try_again(status: MaintenanceStatus) -> Response:
 
 
 def _accept(scope: Scope) -> str:
-    values = [value for name, value in scope["headers"] if name == b"accept"]
-    return b",".join(values).decode("latin-1")
+    return b",".join([value for name, value in scope["headers"] if name == b"accept"]).decode("latin-1")
 
 
 def _sendable(message: str) -> str:

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 from random import randint
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 from starlette.concurrency import run_in_threadpool
@@ -18,9 +19,11 @@ from starlette.websockets import WebSocket
 from fastapi_maintenance.errors import MaintenanceActive
 from fastapi_maintenance.exemptions import connection, name_of
 from fastapi_maintenance.negotiation import preferred
-from fastapi_maintenance.page import Page
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.state import MaintenanceStatus, utcnow
+
+if TYPE_CHECKING:
+    from fastapi_maintenance.page import Page
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -91,7 +94,7 @@ class Refusals:
         if handler is not None and not callable(handler):
             raise TypeError(f"response_handler must be callable, not {type(handler).__name__}")
         self._settings = settings
-        self._page = Page(settings.page_template)
+        self._page = None if settings.page_template is None else _page(settings.page_template)
         self._handler = handler
         self._takes_status = handler is not None and _takes_two(handler)
         self._made: tuple[MaintenanceStatus | None, dict[object, Refusal]] = (None, {})
@@ -152,10 +155,10 @@ class Refusals:
         if status.retry_after is not None:
             headers["Retry-After"] = str(status.retry_after)
         if form == "text/html":
-            policy = self._page.content_security_policy
-            if policy is not None:
-                headers["Content-Security-Policy"] = policy
-            body: str | bytes = self._page.render(status, message, utcnow())
+            page = self._page = self._page or _page()
+            if page.content_security_policy is not None:
+                headers["Content-Security-Policy"] = page.content_security_policy
+            body: str | bytes = page.render(status, message, utcnow())
         elif form == "text/plain":
             body = _plain(message, status)
         else:
@@ -180,6 +183,12 @@ class Refusals:
             type(answer).__name__,
         )
         return None
+
+
+def _page(template: Path | None = None) -> "Page":
+    from fastapi_maintenance.page import Page  # noqa: PLC0415 - for browsers alone
+
+    return Page(template)
 
 
 def _members(message: str, status: MaintenanceStatus, code: int, applied: bool | None) -> dict[str, object]:  # noqa: FBT001 - a member

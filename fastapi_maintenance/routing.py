@@ -4,7 +4,7 @@ The only module that reads private names of FastAPI, each with a default, in `_m
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar
 
 import fastapi.routing
 from fastapi import APIRouter, FastAPI
@@ -28,7 +28,7 @@ _WRAPPERS = 64
 """Middleware objects to look through; more is a loop."""
 
 
-class Operation(NamedTuple):
+class Operation:
     """What answers a request.
 
     Attributes:
@@ -37,9 +37,10 @@ class Operation(NamedTuple):
         docs: Whether it is a documentation endpoint of the application that answers.
     """
 
-    endpoint: object
-    path: str | None = None
-    docs: bool = False
+    def __init__(self, endpoint: object, path: str | None = None, *, docs: bool = False) -> None:
+        self.endpoint = endpoint
+        self.path = path
+        self.docs = docs
 
 
 def routed(app: object) -> Any | None:
@@ -84,7 +85,7 @@ def _seen_by(router: Any, scope: Scope) -> Scope:
     return scope
 
 
-class _Leaf(NamedTuple):
+class _Leaf:
     """A route that matched.
 
     Attributes:
@@ -93,9 +94,10 @@ class _Leaf(NamedTuple):
         child: What it adds to the scope.
     """
 
-    route: BaseRoute
-    shown: Any
-    child: Scope
+    def __init__(self, route: BaseRoute, shown: Any, child: Scope) -> None:
+        self.route = route
+        self.shown = shown
+        self.child = child
 
 
 def _only_asks_its_routes(route: Any) -> bool:
@@ -230,7 +232,7 @@ class Marked:
             yield from _leaves(route)
 
     def _remember(self, router: Any) -> None:
-        self._routers.append((router, _Routes.of(router)))
+        self._routers.append((router, _Routes(router)))
         for route in router.routes:
             included = getattr(route, "original_router", None)
             if included is not None:
@@ -245,17 +247,13 @@ class Marked:
         return inner is not None and any(self._holds_one(below) for below, _ in self._walk(inner))
 
 
-class _Routes(NamedTuple):
+class _Routes:
     """A router's list of routes as it was: kept, for the `id` of what is gone may be given to something new."""
 
-    listed: Any
-    length: int
-    last: Any
-
-    @classmethod
-    def of(cls, router: Any) -> Self:
-        routes = router.routes
-        return cls(routes, len(routes), routes[-1] if routes else None)
+    def __init__(self, router: Any) -> None:
+        self.listed = router.routes
+        self.length = len(self.listed)
+        self.last = self.listed[-1] if self.listed else None
 
     def changed(self, router: Any) -> bool:
         """Tell whether it is another list now, or has grown, shrunk or got another end."""

@@ -37,12 +37,15 @@ class Exemptions:
         self._secret = None if secret is None else secret.get_secret_value().encode()
         self._header = settings.bypass_header.lower().encode()
         self._handler = handler
+        lists = settings.exempt_paths or settings.exempt_ips
+        self.given = bool(lists) or self._secret is not None or handler is not None
+        """Whether anything but documentation may be exempt."""
 
     async def cover(self, scope: Scope, docs: bool) -> bool:  # noqa: FBT001 - what the route is
         """Tell whether the request is exempt; `docs` says that its route is a documentation endpoint."""
         return (
             (docs and self._docs)
-            or (bool(self._paths.known) and self.covers_path(route_path(scope)))
+            or self.covers_path(route_path(scope))
             or (bool(self._networks.known) and self._client(scope.get("client")))
             or (self._secret is not None and self._bypass(self._secret, scope["headers"]))
             or (self._handler is not None and await self._ask(self._handler, scope))
@@ -109,9 +112,8 @@ class _Paths:
     """Exempt paths; thousands are asked as fast as a few, for what stands above others is found by its length."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        self.known = frozenset(paths)
-        self._exact = frozenset(path for path in self.known if not path.endswith("/*"))
-        self._above = frozenset(path.removesuffix("/*") for path in self.known if path.endswith("/*"))
+        self._exact = frozenset(path for path in paths if not path.endswith("/*"))
+        self._above = frozenset(path.removesuffix("/*") for path in paths if path.endswith("/*"))
         self._lengths = sorted({len(path) for path in self._above})
 
     def __contains__(self, path: str) -> bool:

@@ -258,8 +258,9 @@ class Gate:
         if not in_flight.ready:
             await in_flight.wait_ready(self._read_timeout)
         verdict = self._verdict(self._look() or await self._state(), scope, mark, passage)
-        if verdict is Verdict.REFUSED_UNLESS_EXEMPT and (exempt or await self._exemptions.cover(scope, docs)):
-            verdict = Verdict.EXEMPT
+        if verdict is Verdict.REFUSED_UNLESS_EXEMPT and (exempt or docs or self._exemptions.given):
+            covered = exempt or await self._exemptions.cover(scope, docs)
+            verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
         if verdict not in _REFUSED:
             # What stands in here for switch and windows says nothing to another gate.
             if verdict is not _ADMITTED or self._enabled is None:

@@ -37,6 +37,9 @@ class Exemptions:
         self._secret = None if secret is None else secret.get_secret_value().encode()
         self._header = settings.bypass_header.lower().encode()
         self._handler = handler
+        lists = settings.exempt_paths or settings.exempt_ips
+        self.given = bool(lists) or self._secret is not None or handler is not None
+        """Whether anything but documentation may be exempt."""
 
     async def cover(self, scope: Scope, docs: bool) -> bool:  # noqa: FBT001 - what the route is
         """Tell whether the request is exempt; `docs` says that its route is a documentation endpoint."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi_maintenance.audit import record, whoami
-from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend, redis_backend
+from fastapi_maintenance.backends import EnvVarBackend, MemoryBackend, file_backend, redis_backend
 from fastapi_maintenance.errors import BackendReadOnlyError
 from fastapi_maintenance.holds import HoldContext, hold_template
 from fastapi_maintenance.maintenance import current_maintenance, get_maintenance, set_default_backend
@@ -20,7 +20,7 @@ logger = logging.getLogger("fastapi_maintenance")
 
 _KINDS: dict[str, Callable[[], Callable[..., object]]] = {
     "env": lambda: EnvVarBackend,
-    "file": lambda: LocalFileBackend,
+    "file": file_backend,
     "memory": lambda: MemoryBackend,
     "redis": redis_backend,
 }

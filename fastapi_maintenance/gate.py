@@ -12,11 +12,11 @@ from typing import Protocol
 from starlette.types import Scope
 
 from fastapi_maintenance.decision import Verdict, decide
-from fastapi_maintenance.errors import BackendError, MaintenanceActive
+from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.exemptions import ExemptHandler, Exemptions
 from fastapi_maintenance.inflight import NOTES, Passage, current_passage, noted
 from fastapi_maintenance.marks import Mark, mark_of, marks_set
-from fastapi_maintenance.refusal import Refusals, ResponseHandler
+from fastapi_maintenance.refusal import Refusal, Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.snapshot import Snapshot, assumed
 from fastapi_maintenance.state import MaintenanceState, MaintenanceStatus, Mode, Switch, utcnow
@@ -62,6 +62,7 @@ def passing(owner: Owner) -> Generator[None]:
 
 _ADMITTED = Verdict.ADMITTED
 _NO_STATE = object()
+_REFUSED = (Verdict.REFUSED, Verdict.REFUSED_UNLESS_EXEMPT)
 
 
 class _Reading:
@@ -239,7 +240,7 @@ class Gate:
         docs: bool = False,
         exempt: bool = False,
         applied: bool | None = None,
-    ) -> MaintenanceActive | None:
+    ) -> Refusal | None:
         """Decide on a request, unless another gate of the object has; one that is let through is counted.
 
         Args:
@@ -254,14 +255,17 @@ class Gate:
             The refusal, `None` to let it through.
         """
         mark = mark_of(endpoint) if marks_set() else None
-        if self._noted(scope) is not None and mark is not Mark.FORCED_ON:
+        if NOTES in scope and mark is not Mark.FORCED_ON and self._noted(scope) is not None:
             return None
         in_flight = self.owner.snapshot.in_flight
         in_flight.join()
         if not in_flight.ready:
             await in_flight.wait_ready(self._read_timeout)
-        verdict = await self._verdict(scope, mark, docs=docs, exempt=exempt, passage=passage)
-        if verdict is not Verdict.REFUSED:
+        verdict = self._verdict(self._look() or await self._state(), scope, mark, passage)
+        if verdict is Verdict.REFUSED_UNLESS_EXEMPT and (exempt or docs or self._exemptions.given):
+            covered = exempt or await self._exemptions.cover(scope, docs)
+            verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
+        if verdict not in _REFUSED:
             # What stands in here for switch and windows says nothing to another gate.
             if verdict is not _ADMITTED or self._enabled is None:
                 if passage is None:
@@ -270,24 +274,21 @@ class Gate:
                     passage.leave()
                 passage.note(scope, verdict)
             return None
-        # Without the workers of a drain: a request never waits for their locks.
-        status = self._told(self._look() or self._unknown)
+        # What the verdict came from, without the workers of a drain: a request never waits for their locks.
+        status = self._told(self._reading.state)
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")
         return await self._refusals.make(scope, status, applied=applied)
 
-    async def _verdict(
-        self, scope: Scope, mark: Mark | None, *, docs: bool, exempt: bool = False, passage: Passage | None = None
+    def _verdict(
+        self, state: MaintenanceState, scope: Scope, mark: Mark | None, passage: Passage | None = None
     ) -> Verdict:
-        state = self._look() or await self._state()
+        """Decide without the exemptions; with a passage, a request that is let through for being open is counted."""
         method = scope.get("method")
         verdict = decide(mark, self._mode(state), method)
         if verdict is _ADMITTED and passage is not None and not self._counted(passage, method):
-            verdict = Verdict.REFUSED_UNLESS_EXEMPT
-        if verdict is Verdict.REFUSED_UNLESS_EXEMPT:
-            covered = exempt or await self._exemptions.cover(scope, docs)
-            verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
+            return Verdict.REFUSED_UNLESS_EXEMPT
         return verdict
 
     def _counted(self, passage: Passage, method: str | None) -> bool:
@@ -314,9 +315,13 @@ class Gate:
         """Tell whether a request that was let through would be refused now; notes nothing."""
         with passing(self.owner):
             mark = mark_of(endpoint) if marks_set() else None
-            return await self._verdict(scope, mark, docs=docs) is Verdict.REFUSED
+            verdict = self._verdict(self._look() or await self._state(), scope, mark)
+            if verdict is Verdict.REFUSED_UNLESS_EXEMPT:
+                return not await self._exemptions.cover(scope, docs)
+            return verdict is Verdict.REFUSED
 
-    def report(self, refusal: MaintenanceActive, scope: Scope, gate: str, route: str | None) -> None:
+    def report(self, refusal: Refusal, scope: Scope, gate: str, route: str | None) -> None:
         """Tell the log, at debug, and OpenTelemetry of a refusal: planned maintenance is not an error."""
-        logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])
         self.owner.telemetry.refused(scope, refusal.status.mode or "full", gate, route)

@@ -156,8 +156,9 @@ class Maintenance:
         refusal = await self.gate.check(passage, scope, scope.get("endpoint"), exempt=exempt)
         if refusal is not None:
             self.gate.report(refusal, scope, "guard", path_of(scope))
-            prepare_to_raise(refusal, scope)
-            raise refusal
+            error = refusal.error()
+            prepare_to_raise(error, scope)
+            raise error
 
     async def status(self) -> MaintenanceStatus:
         """Give what is true now; a plain coroutine and a dependency: `Depends(maintenance.status)`."""

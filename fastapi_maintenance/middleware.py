@@ -3,21 +3,24 @@
 import copy
 from functools import partial
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_maintenance.errors import MaintenanceActive, MaintenanceError
+from fastapi_maintenance.errors import MaintenanceError
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
 from fastapi_maintenance.marks import mark_of, marks_set
-from fastapi_maintenance.refusal import ResponseHandler, answered, deny
+from fastapi_maintenance.refusal import Refusal, ResponseHandler, answered, deny
 from fastapi_maintenance.routing import Marked, Operation, operation_of, routed
-from fastapi_maintenance.streams import Streams
 from fastapi_maintenance.tasks import in_thread, to_the_end
+
+if TYPE_CHECKING:
+    from starlette.middleware.cors import CORSMiddleware
+
+    from fastapi_maintenance.streams import Streams
 
 
 class MaintenanceModeMiddleware:
@@ -70,7 +73,7 @@ class MaintenanceModeMiddleware:
         if close_streams_after is not None and not (_is_number(close_streams_after) and close_streams_after >= 0):
             raise ValueError(f"close_streams_after must be seconds, 0 or more, not {close_streams_after!r}")
         self.app = app
-        self._streams = None if close_streams_after is None else Streams(close_streams_after)
+        self._streams = None if close_streams_after is None else _streams(close_streams_after)
         self._maintenance = maintenance
         self._backend = backend
         self._handlers = (exempt_handler, response_handler)
@@ -112,7 +115,7 @@ class MaintenanceModeMiddleware:
             self._marked = Marked(router)
         return self._marked.may_match(scope)
 
-    async def _check(self, gate: Gate, passage: Passage, scope: Scope) -> MaintenanceActive | None:
+    async def _check(self, gate: Gate, passage: Passage, scope: Scope) -> Refusal | None:
         operation = self._operation(scope)
         if operation is None:
             # Not noted as decided: where this middleware was mistaken, another gate is to ask.
@@ -132,7 +135,7 @@ class MaintenanceModeMiddleware:
             return Operation(self.app if mark_of(self.app) else scope.get("endpoint"))
         return operation_of(router, scope)
 
-    async def _refuse(self, refusal: MaintenanceActive, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
         registered = getattr(self._application(scope), "exception_handlers", {})
         response = await answered(refusal, registered, scope)
         if scope["type"] == "websocket":
@@ -213,8 +216,10 @@ class MaintenanceModeMiddleware:
         router = self._router(scope)
         return router if hasattr(router, "exception_handlers") else scope.get("app")
 
-    def _cors_inside(self, scope: Scope) -> list[CORSMiddleware]:
+    def _cors_inside(self, scope: Scope) -> "list[CORSMiddleware]":
         """Give the CORS middleware behind this one, outermost first: their headers belong on a refusal, too."""
+        from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415 - when it is closed
+
         found: list[CORSMiddleware] = []
         node: Any = self.app
         while node is not None and node is not self._inner:
@@ -232,6 +237,12 @@ class MaintenanceModeMiddleware:
             for entry in listed
             if isinstance(entry.cls, type) and issubclass(entry.cls, CORSMiddleware)
         ]
+
+
+def _streams(seconds: float) -> "Streams":
+    from fastapi_maintenance.streams import Streams  # noqa: PLC0415 - most do without
+
+    return Streams(seconds)
 
 
 def _is_number(value: object) -> bool:

@@ -1,7 +1,6 @@
 """Which form of an answer a client prefers (RFC 9110 section 12.5.1)."""
 
 from functools import lru_cache
-from typing import NamedTuple
 
 _RANGES = 64
 """Media ranges that are read of one request; more are noise."""
@@ -11,12 +10,13 @@ _SHORT = 256
 """Characters of a header that is worth remembering: a browser's has about 130."""
 
 
-class _Range(NamedTuple):
+class _Range:
     """A media range and its weight."""
 
-    kind: str
-    subtype: str
-    weight: float
+    def __init__(self, kind: str, subtype: str, weight: float) -> None:
+        self.kind = kind
+        self.subtype = subtype
+        self.weight = weight
 
     def specificity(self, kind: str, subtype: str) -> int:
         """Give 2 for the very type, 1 for `kind/*`, 0 for `*/*`, -1 where it does not match."""

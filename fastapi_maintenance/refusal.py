@@ -5,22 +5,25 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 from random import randint
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from fastapi_maintenance.errors import MaintenanceActive
 from fastapi_maintenance.exemptions import connection, name_of
 from fastapi_maintenance.negotiation import preferred
-from fastapi_maintenance.page import Page
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.state import MaintenanceStatus, utcnow
+
+if TYPE_CHECKING:
+    from fastapi_maintenance.page import Page
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -37,6 +40,48 @@ TRY_AGAIN_LATER = 1013
 """Close code "Try Again Later" (IANA WebSocket Close Code Number registry)."""
 
 
+class _Shared(Response):
+    """An answer that is made once and sent many times."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        """Send it, each time with headers of its own: somebody on its way may write into them."""
+        headers = list(self.raw_headers)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+    def copy(self) -> Response:
+        """Give the same answer for one request."""
+        own = Response(self.body, self.status_code, media_type=self.media_type)
+        own.raw_headers = list(self.raw_headers)
+        return own
+
+
+class Refusal:
+    """What a closed gate says to a request, and to others that it says the same to.
+
+    Attributes:
+        status: The status at the moment of the refusal.
+        response: What is sent when no handler of the application answers.
+        detail: What to tell people.
+    """
+
+    def __init__(self, status: MaintenanceStatus, response: Response, detail: str) -> None:
+        self.status = status
+        self.response = response
+        self.detail = detail
+
+    def error(self) -> MaintenanceActive:
+        """Give it as an exception: what is raised, and what handlers of the application get."""
+        response = self.response.copy() if isinstance(self.response, _Shared) else self.response
+        return MaintenanceActive(self.status, response, self.detail)
+
+    def without_body(self) -> "Refusal":
+        """Give the same with the headers alone; a handler may give one response many times, so that is left alone."""
+        bare = Response(status_code=self.response.status_code, background=self.response.background)
+        bare.raw_headers = list(self.response.raw_headers)
+        return Refusal(self.status, bare, self.detail)
+
+
 class Refusals:
     """Makes the refusals of one gate.
 
@@ -49,12 +94,12 @@ class Refusals:
         if handler is not None and not callable(handler):
             raise TypeError(f"response_handler must be callable, not {type(handler).__name__}")
         self._settings = settings
-        self._page = Page(settings.page_template)
+        self._page = None if settings.page_template is None else _page(settings.page_template)
         self._handler = handler
         self._takes_status = handler is not None and _takes_two(handler)
-        self._made: tuple[MaintenanceStatus | None, dict[object, Response]] = (None, {})
+        self._made: tuple[MaintenanceStatus | None, dict[object, Refusal]] = (None, {})
 
-    async def make(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> MaintenanceActive:
+    async def make(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:
         """Make the refusal of one request.
 
         Args:
@@ -75,43 +120,51 @@ class Refusals:
         if settings.retry_after_jitter and status.retry_after is not None:
             later = randint(0, settings.retry_after_jitter)  # noqa: S311 - spreads clients, guards nothing
             status = replace(status, retry_after=status.retry_after + later)
-        streams = settings.event_streams == "retry" and scope.get("method") == "GET"
+        method = scope.get("method")
+        streams = settings.event_streams == "retry" and method == "GET"
         form = preferred(_accept(scope), (*_FORMS, _EVENT_STREAM) if streams else _FORMS)
         own = None
         if form == _EVENT_STREAM:
             own = _try_again(status)
         elif self._handler is not None:
             own = await self._ask(self._handler, scope, status)
-        response = self._built_in(form, status, applied=applied) if own is None else _marked(own, status)
-        if scope.get("method") == "HEAD":
-            response = _without_body(response)
-        return MaintenanceActive(status, response, status.message or self._settings.message)
+        if own is None:
+            refusal = self._built_in(form, status, applied=applied)
+        else:
+            refusal = Refusal(status, _marked(own, status), status.message or settings.message)
+        return refusal if method != "HEAD" else refusal.without_body()
 
-    def _built_in(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Response:
-        """Give the built-in answer; what says the same as the last ones is copied, not made again."""
+    def _built_in(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:
+        """Give the built-in answer; what says the same as the last ones is not made again."""
         if form == "text/html":
             # The page tells the time.
             return self._make(form, status, applied=applied)
-        if self._made[0] is not status:
-            self._made = (status, {})
-        made = self._made[1]
-        if (form, applied) not in made:
-            made[form, applied] = self._make(form, status, applied=applied)
-        return _copy_of(made[form, applied])
+        made_for, made = self._made
+        if made_for is not status:
+            made = {}
+            self._made = (status, made)
+        refusal = made.get((form, applied))
+        if refusal is None:
+            refusal = made[form, applied] = self._make(form, status, applied=applied)
+        return refusal
 
-    def _make(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Response:
+    def _make(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:
         code = self._settings.status_code
         message = _sendable(status.message or self._settings.message)
         headers = {"Vary": "Accept", **_marks(status)}
         if status.retry_after is not None:
             headers["Retry-After"] = str(status.retry_after)
         if form == "text/html":
-            policy = self._page.content_security_policy
-            allowed = {} if policy is None else {"Content-Security-Policy": policy}
-            return HTMLResponse(self._page.render(status, message, utcnow()), code, {**headers, **allowed})
-        if form == "text/plain":
-            return PlainTextResponse(_plain(message, status), code, headers)
-        return JSONResponse(_members(message, status, code, applied), code, headers, media_type=form)
+            page = self._page = self._page or _page()
+            if page.content_security_policy is not None:
+                headers["Content-Security-Policy"] = page.content_security_policy
+            body: str | bytes = page.render(status, message, utcnow())
+        elif form == "text/plain":
+            body = _plain(message, status)
+        else:
+            body = bytes(JSONResponse(_members(message, status, code, applied)).body)
+        response = _Shared(body, code, headers, media_type=form)
+        return Refusal(status, response, status.message or self._settings.message)
 
     async def _ask(self, handler: ResponseHandler, scope: Scope, status: MaintenanceStatus) -> Response | None:
         request = connection(scope)
@@ -130,6 +183,12 @@ class Refusals:
             type(answer).__name__,
         )
         return None
+
+
+def _page(template: Path | None = None) -> "Page":
+    from fastapi_maintenance.page import Page  # noqa: PLC0415 - for browsers alone
+
+    return Page(template)
 
 
 def _members(message: str, status: MaintenanceStatus, code: int, applied: bool | None) -> dict[str, object]:  # noqa: FBT001 - a member
@@ -158,14 +217,6 @@ def _marked(own: Response, status: MaintenanceStatus) -> Response:
     return own
 
 
-def _copy_of(response: Response) -> Response:
-    """Give an answer of its own to a request: somebody on its way may write into the headers."""
-    # What `copy.copy` comes to, without its ten times longer way.
-    own = object.__new__(type(response))
-    vars(own).update(vars(response), raw_headers=list(response.raw_headers))
-    return own
-
-
 def _plain(message: str, status: MaintenanceStatus) -> str:
     lines = [message]
     if status.until is not None:
@@ -182,20 +233,12 @@ def _try_again(status: MaintenanceStatus) -> Response:
 
 
 def _accept(scope: Scope) -> str:
-    values = [value for name, value in scope["headers"] if name == b"accept"]
-    return b",".join(values).decode("latin-1")
+    return b",".join([value for name, value in scope["headers"] if name == b"accept"]).decode("latin-1")
 
 
 def _sendable(message: str) -> str:
     """Replace lone surrogates, which only a document written by hand can have and no answer can carry."""
     return message.encode("utf-8", "replace").decode()
-
-
-def _without_body(response: Response) -> Response:
-    """Give the same headers without the body; `response` stays, for a handler may give one object many times."""
-    bare = Response(status_code=response.status_code, background=response.background)
-    bare.raw_headers = list(response.raw_headers)
-    return bare
 
 
 def _takes_two(handler: ResponseHandler) -> bool:
@@ -255,13 +298,13 @@ class _Refusing:
         return None
 
 
-async def answered(refusal: MaintenanceActive, registered: Mapping[Any, Any], scope: Scope) -> Response:
+async def answered(refusal: Refusal, registered: Mapping[Any, Any], scope: Scope) -> Response:
     """Give what the application's own handler for `MaintenanceActive`, else for the status code, makes of `refusal`.
 
     For a gate outside of the application's own exception handling.
     """
-    handler = registered.get(MaintenanceActive) or registered.get(refusal.status_code)
-    answer = None if handler is None else await _asked(handler, connection(scope), refusal)
+    handler = registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
+    answer = None if handler is None else await _asked(handler, connection(scope), refusal.error())
     return answer or refusal.response
 
 

@@ -5,10 +5,10 @@ The only module that reads private names of FastAPI, each with a default, in `_m
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar
 
 import fastapi.routing
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
@@ -29,7 +29,7 @@ _WRAPPERS = 64
 """Middleware objects to look through; more is a loop."""
 
 
-class Operation(NamedTuple):
+class Operation:
     """What answers a request.
 
     Attributes:
@@ -38,9 +38,10 @@ class Operation(NamedTuple):
         docs: Whether it is a documentation endpoint of the application that answers.
     """
 
-    endpoint: object
-    path: str | None = None
-    docs: bool = False
+    def __init__(self, endpoint: object, path: str | None = None, *, docs: bool = False) -> None:
+        self.endpoint = endpoint
+        self.path = path
+        self.docs = docs
 
 
 def routed(app: object) -> Any | None:
@@ -61,10 +62,16 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
     scope = _seen_by(router, scope)
     partly = False
     for route in router.routes:
-        match, child = route.matches(scope)
-        if match is Match.FULL:
-            return _descend(router, route, child, scope)
-        partly = partly or match is Match.PARTIAL
+        if isinstance(route, Route) or not _only_asks_its_routes(route):
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                return _descend(router, _Leaf(route, route, child), scope)
+        else:
+            match, leaf = _match_leaves(route, scope)
+            if leaf is not None:
+                return _descend(router, leaf, scope)
+        if match is Match.PARTIAL:
+            partly = True
     if partly or _redirects(router, scope):
         return None
     return next((op for route in _low_priority(router) if (op := _frontend(route, scope))), None)
@@ -79,20 +86,52 @@ def _seen_by(router: Any, scope: Scope) -> Scope:
     return scope
 
 
-def _descend(router: Any, route: BaseRoute, child: Scope, scope: Scope) -> Operation | None:
+class _Leaf:
+    """A route that matched.
+
+    Attributes:
+        route: The route as it was written.
+        shown: The route as it is included.
+        child: What it adds to the scope.
+    """
+
+    def __init__(self, route: BaseRoute, shown: Any, child: Scope) -> None:
+        self.route = route
+        self.shown = shown
+        self.child = child
+
+
+def _only_asks_its_routes(route: Any) -> bool:
+    """Tell whether it is an included router without a `matches()` of its own, there and in what it includes.
+
+    It would match all its routes and not say which one it was, so that they had to be matched again.
+    """
+    router = getattr(route, "original_router", None)
+    if router is None or type(router).matches is not APIRouter.matches:
+        return False
+    return all(_only_asks_its_routes(below) for below in router.routes if hasattr(below, "original_router"))
+
+
+def _match_leaves(route: BaseRoute, scope: Scope) -> tuple[Match, _Leaf | None]:
+    """Match the routes below an included router as it does: the first that matches wholly, else some that do partly."""
+    partly = False
+    for original, context in _leaves(route):
+        match, child = _match_leaf(original, context, scope)
+        if match is Match.FULL:
+            return match, _Leaf(original, context, child)
+        partly = partly or match is Match.PARTIAL
+    return (Match.PARTIAL if partly else Match.NONE), None
+
+
+def _descend(router: Any, leaf: _Leaf, scope: Scope) -> Operation | None:
     """Go from a route that matched to the operation: into an included router, a mount, a host."""
-    shown: Any = route
-    if "endpoint" not in child:
-        for original, context in _leaves(route):
-            match, found = _match_leaf(original, context, scope)
-            if match is Match.FULL:
-                route, shown, child = original, context, found
-                break
-    endpoint = child.get("endpoint")
-    inner = None if isinstance(route, APIRoute) else routed(endpoint)
+    if "endpoint" not in leaf.child:
+        leaf = _match_leaves(leaf.route, scope)[1] or leaf
+    endpoint = leaf.child.get("endpoint")
+    inner = None if isinstance(leaf.route, APIRoute) else routed(endpoint)
     if inner is not None:
-        return operation_of(inner, {**scope, **child})
-    return Operation(endpoint, getattr(shown, "path_format", None), docs=_is_docs(router, route, scope))
+        return operation_of(inner, {**scope, **leaf.child})
+    return Operation(endpoint, getattr(leaf.shown, "path_format", None), docs=_is_docs(router, leaf.route, scope))
 
 
 def _is_docs(app: Any, route: BaseRoute, scope: Scope) -> bool:
@@ -129,7 +168,7 @@ def _match_leaf(original: BaseRoute, context: Any, scope: Scope) -> tuple[Match,
     if effective is not None and isinstance(original, APIRoute) and type(original).matches is not APIRoute.matches:
         given = {**scope.get("fastapi", {}), "effective_route_context": effective}
         return original.matches({**scope, "fastapi": given})
-    match: tuple[Match, Scope] = context.matches(scope)
+    match: tuple[Match, Scope] = (context if effective is None else effective).matches(scope)
     return match
 
 
@@ -199,7 +238,7 @@ class Marked:
             yield from _leaves(route)
 
     def _remember(self, router: Any) -> None:
-        self._routers.append((router, _Routes.of(router)))
+        self._routers.append((router, _Routes(router)))
         for route in router.routes:
             included = getattr(route, "original_router", None)
             if included is not None:
@@ -233,17 +272,13 @@ _BY_PATH = {each.matches for each in (APIRoute, APIWebSocketRoute, Route, WebSoc
 _NAMED = re.compile(r"\(\?P<\w+>")
 
 
-class _Routes(NamedTuple):
+class _Routes:
     """A router's list of routes as it was: kept, for the `id` of what is gone may be given to something new."""
 
-    listed: Any
-    length: int
-    last: Any
-
-    @classmethod
-    def of(cls, router: Any) -> Self:
-        routes = router.routes
-        return cls(routes, len(routes), routes[-1] if routes else None)
+    def __init__(self, router: Any) -> None:
+        self.listed = router.routes
+        self.length = len(self.listed)
+        self.last = self.listed[-1] if self.listed else None
 
     def changed(self, router: Any) -> bool:
         """Tell whether it is another list now, or has grown, shrunk or got another end."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from fastapi_maintenance.backends import EnvVarBackend, LocalFileBackend, MemoryBackend, redis_backend
+from fastapi_maintenance.backends import EnvVarBackend, MemoryBackend, file_backend, redis_backend
 from fastapi_maintenance.state import checked_message
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _make_backend(url: str, scope: str) -> object:
     if url == "memory":
         return MemoryBackend()
     if url.startswith("file:"):
-        return LocalFileBackend(url.removeprefix("file:"))
+        return file_backend()(url.removeprefix("file:"))
     if _redis_target(url) is not None:
         return redis_backend()(url, scope=scope)
     return _imported(url)

@@ -87,14 +87,19 @@ class Telemetry:
             gate: The kind of gate.
             route: The route's path with placeholders, where there is one.
         """
-        attributes = {"maintenance.gate": gate, "maintenance.scope": self.scope}
         trace: Any = _loaded(_TRACE)
         if trace is not None:
             # A guard runs within FastAPI's own span for dependencies, which is the current one there.
             span = getattr(scope.get(_SERVER), "span", None) or trace.get_current_span()
             if span.is_recording():
                 span.set_attribute("maintenance.mode", mode)
-                span.add_event("maintenance.refused", attributes)
+                span.add_event("maintenance.refused", self._attributes(gate))
         self.begin()
         if self._counter is not None:
-            self._counter.add(1, attributes if route is None else {**attributes, "http.route": route})
+            attributes = self._attributes(gate)
+            if route is not None:
+                attributes["http.route"] = route
+            self._counter.add(1, attributes)
+
+    def _attributes(self, gate: str) -> dict[str, str]:
+        return {"maintenance.gate": gate, "maintenance.scope": self.scope}

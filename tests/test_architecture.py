@@ -197,6 +197,20 @@ def test_importing_the_package_imports_nothing_optional():
     assert brought <= FOREIGN | {NAME} | sys.stdlib_module_names
 
 
+def test_what_few_need_is_imported_at_its_first_use():
+    """The page, the backends with locks or a network, and what ends streams cost nobody an import who does without."""
+    run = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", f"{IMPORTED}\nfrom {NAME}.backends import LocalFileBackend, RedisBackend"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=PACKAGE.parent,
+    )
+    late = {f"{NAME}.{module}" for module in ("page", "streams", "backends.file", "backends.locks", "backends.redis")}
+    assert late.isdisjoint(json.loads(run.stdout))
+
+
 def undescribed(source):
     """Give the tests of a file that have no docstring."""
     functions = [

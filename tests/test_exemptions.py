@@ -181,6 +181,36 @@ def answer(make, method="GET", url="/x", *, handler=None, headers=None, **settin
     return TestClient(make(maintenance)).request(method, url, headers=headers).status_code
 
 
+class Empty(list):
+    """A handler that is false as a truth value, and exempts everybody."""
+
+    def __call__(self, request):
+        """Exempt it."""
+        return True
+
+
+REASONS = {
+    "path": ({"exempt_paths": ("/x",)}, None),
+    "all below": ({"exempt_paths": ("/x/*",)}, None),
+    "network": ({"exempt_ips": ("10.0.0.0/8",)}, None),
+    "secret": ({"bypass_secret": "s3cret"}, None),
+    "handler": ({}, lambda request: True),
+    "empty handler": ({}, Empty()),
+    "nothing": ({}, None),
+}
+
+
+@gates
+@pytest.mark.parametrize("reason", REASONS)
+def test_each_reason_alone_is_enough(make, reason):
+    """One reason of any kind lets a request through under each gate, with nothing else configured."""
+    settings, handler = REASONS[reason]
+    maintenance = Maintenance(MaintenanceSettings(**settings), backend=MemoryBackend(), exempt_handler=handler)
+    anyio.run(maintenance.enable)
+    client = TestClient(make(maintenance), client=("10.1.2.3", 1), headers={"Maintenance-Bypass": "s3cret"})
+    assert client.get("/x").status_code == (503 if reason == "nothing" else 200)
+
+
 @gates
 @pytest.mark.parametrize(
     "headers",

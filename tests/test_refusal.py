@@ -66,6 +66,32 @@ def ask(app, method="GET", path="/x", **options):
     return TestClient(app).request(method, path, follow_redirects=False, **options)
 
 
+class Spoiling:
+    """A middleware that writes into the headers of an answer, where the request asks for it."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        """Let the answer to a request with `X-Spoil` have one header alone."""
+
+        async def spoil(message):
+            if "headers" in message:
+                message["headers"][:] = [(b"x-spoilt", b"1")]
+            await send(message)
+
+        spoilt = (b"x-spoil", b"1") in scope.get("headers", ())
+        await self.app(scope, receive, spoil if spoilt else send)
+
+
+def answer_spoilt(request, error):
+    """Answer with the refusal's own response, written into where the request asks for it."""
+    if "X-Spoil" in request.headers:
+        error.response.headers["X-Spoilt"] = "1"
+        error.response.body = b"spoilt"
+    return error.response
+
+
 # The built-in answer
 
 
@@ -95,6 +121,61 @@ def test_headers(gate):
     assert headers["Vary"] == "Accept"
     assert headers["Maintenance"] == "full"
     assert headers["Retry-After"] == "60"
+
+
+@every_gate
+@pytest.mark.parametrize("accept", ["*/*", "application/problem+json", "text/html", "text/plain"])
+@pytest.mark.parametrize("spoilt_by", ["a middleware", "an exception handler"])
+def test_what_is_done_to_one_answer_stays_with_it(gate, accept, spoilt_by):
+    """Who writes into the answer to one request changes nothing in the answers to others, though they are kept."""
+    app = behind(gate, made())
+    if spoilt_by == "a middleware":
+        app.add_middleware(Spoiling)
+    else:
+        app.add_exception_handler(MaintenanceActive, answer_spoilt)
+    headers = {"Accept": accept}
+    before = ask(app, headers=headers)
+    assert "X-Spoilt" in ask(app, headers={**headers, "X-Spoil": "1"}).headers
+    after = ask(app, headers=headers)
+    assert "X-Spoilt" not in after.headers
+    assert (after.status_code, after.headers) == (before.status_code, before.headers)
+    assert len(after.content) == len(before.content)
+
+
+@every_gate
+def test_kept_answers_follow_the_state(gate):
+    """An answer that is kept for the next request is not sent once message, Retry-After, mode or end are others."""
+    maintenance = made()
+    app = behind(gate, maintenance)
+    until = datetime.now(UTC) + timedelta(days=1)
+    switches = ({"message": "a"}, {"message": "b", "retry_after": 7}, {"mode": "read_only"}, {"until": until}, {})
+    told = []
+    for switch in (*switches, *switches):
+        run(maintenance.enable, **switch)
+        answers = [ask(app, "POST") for _ in range(2)]
+        assert answers[0].json() == answers[1].json()
+        body, headers = answers[1].json(), answers[1].headers
+        assert headers["Retry-After"] == str(body["retry_after"])
+        assert headers["Maintenance"] == body["mode"]
+        told.append((body["detail"], body["retry_after"] // 8000, body["mode"], body["until"] is not None))
+    default = "Service temporarily unavailable due to maintenance"
+    expected = [("a", 0, "full", False), ("b", 0, "full", False), (default, 0, "read_only", False)]
+    expected += [(default, 10, "full", True), (default, 0, "full", False)]
+    assert told == expected * 2
+
+
+@every_gate
+def test_kept_answers_follow_the_request(gate):
+    """Requests in turn get what each of them prefers, with a body or, for HEAD, without."""
+    app = behind(gate, made())
+    forms = ("application/json", "application/problem+json", "text/plain; charset=utf-8", "text/html; charset=utf-8")
+    for _ in range(2):
+        for form in forms:
+            accept = {"Accept": form.partition(";")[0]}
+            got, head = ask(app, headers=accept), ask(app, "HEAD", headers=accept)
+            assert got.headers["Content-Type"] == head.headers["Content-Type"] == form
+            assert got.headers["Content-Length"] == str(len(got.content))
+            assert (bool(got.content), head.content) == (True, b"")
 
 
 @every_gate

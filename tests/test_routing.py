@@ -158,6 +158,61 @@ def test_own_matches_of_an_included_route(depth):
     assert answers == [503, 200, 404]
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_each_included_route_is_asked_once(depth):
+    """To look for an operation asks every route before it once, and none behind it, however deep they are included."""
+    asked = []
+
+    class Asked(APIRoute):
+        def matches(self, scope):
+            asked.append(self.path)
+            return super().matches(scope)
+
+    routers = [APIRouter(route_class=Asked) for _ in range(depth + 1)]
+    for path in ("/first", "/second", "/third"):
+        routers[0].get(path)(lambda: 1)
+    for inner, outer in pairwise(routers):
+        outer.include_router(inner)
+    app = FastAPI(openapi_url=None)
+    app.include_router(routers[-1])
+    assert operation_of(app, scope_of("/second")).path == "/second"
+    assert asked == ["/first", "/second"]
+
+
+def test_a_later_route_that_matches_wholly_goes_first():
+    """A route with another method, in the same or another included router, does not hide the operation behind it."""
+    app, first, second = FastAPI(), APIRouter(), APIRouter()
+    first.post("/here")(lambda: 1)
+    first.post("/there")(lambda: 2)
+    here = first.get("/here")(lambda: 3)
+    there = second.get("/there")(lambda: 4)
+    app.include_router(first, prefix="/in")
+    app.include_router(second, prefix="/in")
+    assert operation_of(app, scope_of("/in/here")).endpoint is here
+    assert operation_of(app, scope_of("/in/there")).endpoint is there
+    assert operation_of(app, scope_of("/in/here", "PUT")) is None
+
+
+@live_routers
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_own_matches_of_an_included_router(depth):
+    """A router with `matches()` of its own is asked, however deep it is included: what it leaves out stays 404."""
+
+    class Off(APIRouter):
+        def matches(self, scope):
+            return Match.NONE, {}
+
+    routers = [Off(), *(APIRouter() for _ in range(depth))]
+    routers[0].get("/off")(lambda: 1)
+    for inner, outer in pairwise(routers):
+        outer.include_router(inner)
+        outer.get("/on")(lambda: 2)
+    app = FastAPI()
+    app.include_router(routers[-1])
+    app.add_middleware(MaintenanceModeMiddleware, maintenance=closed_one())
+    assert statuses(app, "/off", "/on") == [404, 503 if depth else 404]
+
+
 @live_routers
 def test_an_operation_that_cannot_be_identified_is_unmarked():
     """What a router with `matches()` of its own answers by itself is refused while closed, and not before."""

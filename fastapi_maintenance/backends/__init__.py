@@ -14,10 +14,10 @@ from fastapi_maintenance.backends.base import (
     StateStore,
 )
 from fastapi_maintenance.backends.env import EnvVarBackend
-from fastapi_maintenance.backends.file import LocalFileBackend
 from fastapi_maintenance.backends.memory import MemoryBackend
 
 if TYPE_CHECKING:
+    from fastapi_maintenance.backends.file import LocalFileBackend
     from fastapi_maintenance.backends.redis.backend import RedisBackend
 
 __all__ = [
@@ -37,6 +37,13 @@ __all__ = [
 ]
 
 
+def file_backend() -> "type[LocalFileBackend]":
+    """Give `LocalFileBackend`, imported at its first use."""
+    from fastapi_maintenance.backends.file import LocalFileBackend  # noqa: PLC0415 - with the locks of a machine
+
+    return LocalFileBackend
+
+
 def redis_backend() -> "type[RedisBackend]":
     """Give `RedisBackend`, imported at its first use."""
     from fastapi_maintenance.backends.redis.backend import RedisBackend  # noqa: PLC0415 - most do without
@@ -45,6 +52,8 @@ def redis_backend() -> "type[RedisBackend]":
 
 
 def __getattr__(name: str) -> Any:
+    if name == "LocalFileBackend":
+        return file_backend()
     if name == "RedisBackend":
         return redis_backend()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

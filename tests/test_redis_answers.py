@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from fastapi_maintenance import BackendError, DrainIncomplete, Maintenance
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis.holds import Held
-from fastapi_maintenance.backends.redis.link import Link, OutOfContact
+from fastapi_maintenance.backends.redis.link import AT_ONCE, Link, OutOfContact
 from fastapi_maintenance.backends.redis.reasons import Explainer
 from fastapi_maintenance.backends.redis.replies import Found, Known, Reply
 from fastapi_maintenance.backends.redis.scripts import BEAT, CHANGE, LOOK, VOUCH
@@ -383,6 +383,45 @@ async def test_a_cancellation_that_is_lost_keeps_no_contact_away(between, server
 
 
 # Changes
+
+
+async def test_a_connection_that_comes_while_others_are_closed_is_closed_as_well(server):
+    """A question that was connecting when the contact broke off leaves no connection behind."""
+    from redis.asyncio.retry import Retry  # noqa: PLC0415 - the module is skipped where redis-py is not installed
+    from redis.backoff import NoBackoff  # noqa: PLC0415 - as above
+
+    redis, made, free = library(), [], threading.Event()
+    free.set()
+
+    class Slow(redis.Connection):
+        async def connect(self):
+            if self not in made:
+                made.append(self)
+                while not free.is_set():
+                    await asyncio.sleep(0.001)
+            await super().connect()
+
+    def connect():
+        options = {"port": server.port, "retry": Retry(NoBackoff(), 0)}
+        return redis.Redis.from_pool(redis.ConnectionPool(connection_class=Slow, **options))
+
+    backend = RedisBackend(client_factory=connect)
+    await backend.read_state()
+    first, still = list(made), threading.Event()
+    free.clear()
+    backend._fleet._link.soon(still.wait)
+    async with anyio.create_task_group() as group:
+        for _ in range(AT_ONCE):
+            # So many at the same time need connections that are not there yet.
+            group.start_soon(backend.read_state)
+        await anyio.lowlevel.checkpoint()
+        still.set()
+        await until(lambda: len(made) > len(first))
+        server.do("CLIENT", "KILL", "TYPE", "pubsub")
+        await until(lambda: not any(each.is_connected for each in first))
+        free.set()
+    close([backend])
+    assert not any(each.is_connected for each in made)
 
 
 async def test_a_change_that_changes_nothing_is_not_stored(server, make):

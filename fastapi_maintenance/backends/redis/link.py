@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -185,7 +185,11 @@ class Link:
             OutOfContact: There was no answer.
             Refused: The store refused.
         """
-        async with self._turns:
+        turns = self._turns
+        async with turns:
+            # Who waited while the contact broke off asks in the next session.
+            if turns is not self._turns:
+                raise OutOfContact(self._reason.text)
             return await self._run_script(script, keys, arguments)
 
     async def _run_script(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Any:
@@ -278,8 +282,9 @@ class Link:
         finally:
             self._client = None
             self._contact.clear()
+            turns, self._turns = self._turns, asyncio.Semaphore(AT_ONCE)
             await _ended(tasks.values())
-            last = asyncio.create_task(self._close(news, client))
+            last = asyncio.create_task(self._close(turns, news, client))
             closing.add(last)
             last.add_done_callback(closing.discard)
 
@@ -302,7 +307,14 @@ class Link:
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not go unnoticed
             self._break_off(client, self._explained(error))
 
-    async def _close(self, *opened: Any) -> None:
+    async def _close(self, turns: asyncio.Semaphore, *opened: Any) -> None:
+        """Close what a session has opened, and again when its scripts have ended: one may have been connecting."""
+        await self._close_each(opened)
+        for _ in range(AT_ONCE):
+            await turns.acquire()
+        await self._close_each(opened)
+
+    async def _close_each(self, opened: Iterable[Any]) -> None:
         for each in opened:
             with suppress(Exception):
                 async with asyncio.timeout(self._timeout):

@@ -196,9 +196,6 @@ class Gate:
     def admit_if_open(self, passage: Passage, scope: Scope, endpoint: object = None) -> bool:
         """Let a request that no mark is for through and count it, if it is open; never waits.
 
-        The count comes before the look at the state: who drains closes first and looks at the count then, so that one
-        of the two sees the other.
-
         Args:
             passage: The request at this gate.
             scope: The ASGI scope.
@@ -211,11 +208,7 @@ class Gate:
         # Who was closed to look at it last need not be counted to see that it still is.
         if self._reading.mode is not None and not self._is_open():
             return False
-        snapshot = self.owner.snapshot
-        if not passage.count_in(snapshot.in_flight):
-            return False
-        if snapshot.look(self._refresh_interval, self._read_timeout) is not self._open and not self._is_open():
-            passage.count_out()
+        if not self._count_in(passage, scope):
             return False
         # What stands in here for switch and windows says nothing to another gate.
         if self._enabled is None:
@@ -287,15 +280,25 @@ class Gate:
         """Decide without the exemptions; with a passage, a request that is let through for being open is counted."""
         method = scope.get("method")
         verdict = decide(mark, self._mode(state), method)
-        if verdict is _ADMITTED and passage is not None and not self._counted(passage, method):
+        if verdict is _ADMITTED and passage is not None and not self._count_in(passage, scope):
             return Verdict.REFUSED_UNLESS_EXEMPT
         return verdict
 
-    def _counted(self, passage: Passage, method: str | None) -> bool:
-        """Count an unmarked request and look again: it may have been closed between the look and the count."""
-        if not passage.count_in(self.owner.snapshot.in_flight):
+    def _count_in(self, passage: Passage, scope: Scope) -> bool:
+        """Count a request that no mark is for, and look whether it is let through, in this order.
+
+        Who drains closes first and looks at the count then, so that one of the two sees the other.
+        """
+        snapshot = self.owner.snapshot
+        in_flight = snapshot.in_flight
+        if not in_flight.enter(passage):
             return False
-        if decide(None, self._mode(self._look() or self._unknown), method) is _ADMITTED:
+        passage.counted = in_flight
+        state = snapshot.look(self._refresh_interval, self._read_timeout)
+        if state is self._open:
+            return True
+        state = state or self._assumed()
+        if state is not None and decide(None, self._mode(state), scope.get("method")) is _ADMITTED:
             return True
         passage.count_out()
         return False

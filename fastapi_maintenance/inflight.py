@@ -205,13 +205,6 @@ class Passage:
     def __enter__(self) -> Self:  # pragma: no cover - an exit stack only leaves
         return self
 
-    def count_in(self, in_flight: InFlight) -> bool:
-        """Count the request, once; `False` when a drained hold keeps it out."""
-        if not in_flight.enter(self):
-            return False
-        self.counted = in_flight
-        return True
-
     def count_out(self) -> None:
         """Count the request no more."""
         if self.counted is not None:  # pragma: no branch - who calls this has counted

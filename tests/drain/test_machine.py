@@ -323,7 +323,8 @@ def takes_no_slot(worker):
 
 def looks_and_counts(gate, passage, scope, endpoint=None):
     """Look at the state before the count, and not again."""
-    return gate._is_open() and passage.count_in(gate.owner.snapshot.in_flight)
+    passage.counted = gate.owner.snapshot.in_flight
+    return gate._is_open() and passage.counted.enter(passage)
 
 
 def counts_nothing(in_flight, request):

@@ -183,7 +183,7 @@ def drain(session: nox.Session) -> None:
 
 @nox.session(python=HERE)
 def redis_scale(session: nox.Session) -> None:
-    """Measure how large a fleet may be, against a real redis-server."""
+    """Measure how large a fleet may be, and what a request costs while Redis is dead, with real redis-servers."""
     _install(session)
     session.run("python", "-m", "tests.bench.redis_scale")
 

@@ -182,16 +182,16 @@ class Passage:
         before: The passage that was noted in the scope before this one.
     """
 
-    # What most requests do not need is set where it is needed, and without slots: each request makes such an object.
-    counted: InFlight | None = None
-    verdict: Any = None
-    before: "Passage | None" = None
-    _method: str | None = None
-    _path: str | None = None
+    # No slots: of the objects that each request makes, Python makes those without them faster.
 
     def __init__(self, owner: Any, scope: Scope | None = None) -> None:
         self.owner = owner
         self.token: Token[Passage | None] | None = _current.set(self)
+        self.counted: InFlight | None = None
+        self.verdict: Any = None
+        self.before: Passage | None = None
+        self._method: str | None = None
+        self._path: str | None = None
         self._scope = scope
 
     def __str__(self) -> str:

@@ -266,9 +266,11 @@ class Campaign:
         await self.ask("POST", f"/hold?windows={windows}")
 
     async def hold(self, how):
-        """Hold in turns, so that a holder that is killed is not missed for long."""
-        for _ in range(0, self.plan.windows, 10):
+        """Hold in turns, so that a holder that is killed is not missed for long, until each fault has happened."""
+        held = 0
+        while held < self.plan.windows or not all(self.faults.values()):
             await getattr(self, how)(min(10, self.plan.windows))
+            held += 10
 
     # Faults
 

@@ -265,7 +265,11 @@ def _paths_of(suspects: Iterable[tuple[BaseRoute, Any]]) -> re.Pattern[str] | No
         if not names == len(own.groupindex) == own.groups or own.flags != re.UNICODE:
             return None
         paths.append(f"(?:{path.removeprefix('^')})")
-    return re.compile("|".join(paths))
+    try:
+        return re.compile("|".join(paths))
+    except re.error:
+        # A convertor's pattern refers to another parameter, by a name or number that is gone.
+        return None
 
 
 _BY_PATH = {each.matches for each in (APIRoute, APIWebSocketRoute, Route, WebSocketRoute, Mount)}

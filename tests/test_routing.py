@@ -561,8 +561,25 @@ class Grouped(Convertor):
         return value
 
 
+class Referring(Grouped):
+    """A convertor whose pattern refers to another parameter by its name."""
+
+    regex = r"(?P=n)"
+
+
+class Numbering(Grouped):
+    """A convertor whose pattern refers to another parameter by its number."""
+
+    regex = r"\1"
+
+
+CONVERTORS = {
+    "own groups": (Grouped, "/{n:own}/a"),
+    "refers to a name": (Referring, "/{n}/{again:own}"),
+    "refers to a number": (Numbering, "/{n}/{again:own}"),
+}
 BY_PATH = ["plain", "parameters", "included", "mount", "websocket", "root path"]
-BY_MORE = ["own matches", "own groups", "host"]
+BY_MORE = ["own matches", *CONVERTORS, "host"]
 
 
 def with_marks(kind):
@@ -586,9 +603,10 @@ def with_marks(kind):
     if kind == "own matches":
         lenient.get("/a")(marked)
         app.include_router(lenient)
-    if kind == "own groups":
-        register_url_convertor("grouped", Grouped())
-        app.get("/{n:grouped}/a")(marked)
+    if kind in CONVERTORS:
+        convertor, path = CONVERTORS[kind]
+        register_url_convertor("own", convertor())
+        app.get(path)(marked)
     if kind == "host":
         app.host("a.example.org", sub)
         sub.get("/b")(marked)

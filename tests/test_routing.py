@@ -547,6 +547,29 @@ class Lenient(APIRoute):
         return super().matches({**scope, "path": "/" + scope["path"].rpartition("/")[2]})
 
 
+class Reserved(APIRouter):
+    """A router with a way of its own to tell that nothing in it is meant."""
+
+    def matches(self, scope):
+        """Match nothing."""
+        return Match.NONE, {}
+
+
+def test_a_router_that_declines_hides_what_is_in_it():
+    """Where a router's own `matches` declines, the operation is the next one, as it is for FastAPI."""
+    app, outer, inner = FastAPI(), APIRouter(), Reserved()
+    inner.get("/op")(force_maintenance_mode_off(lambda: "hidden"))
+    outer.include_router(inner)
+
+    @outer.get("/op")
+    def shown():
+        return "shown"
+
+    app.include_router(outer)
+    shows = TestClient(app).get("/op").json() == "shown"
+    assert (operation_of(app, scope_of("/op")).endpoint is shown) is shows
+
+
 class Grouped(Convertor):
     """A convertor whose pattern has a group that it refers to."""
 

@@ -255,6 +255,8 @@ class Gate:
         if not in_flight.ready:
             await in_flight.wait_ready(self._read_timeout)
         verdict = self._verdict(self._look() or await self._state(), scope, mark, passage)
+        # What the verdict came from: an exemption may take its time, and others look meanwhile.
+        state = self._reading.state
         if verdict is Verdict.REFUSED_UNLESS_EXEMPT and (exempt or docs or self._exemptions.given):
             covered = exempt or await self._exemptions.cover(scope, docs)
             verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
@@ -267,8 +269,8 @@ class Gate:
                     passage.leave()
                 passage.note(scope, verdict)
             return None
-        # What the verdict came from, without the workers of a drain: a request never waits for their locks.
-        status = self._told(self._reading.state)
+        # Without the workers of a drain: a request never waits for their locks.
+        status = self._told(state)
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")

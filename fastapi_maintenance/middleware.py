@@ -83,6 +83,8 @@ class MaintenanceModeMiddleware:
         self._inner = routed(app)
         self._marked = Marked(self._inner) if self._inner is not None else None
         self._cors: list[CORSMiddleware] | None = None
+        # Not at the first refusal: what is installed may be replaced while it is closed.
+        self._cors_class = _cors_class()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -218,12 +220,10 @@ class MaintenanceModeMiddleware:
 
     def _cors_inside(self, scope: Scope) -> "list[CORSMiddleware]":
         """Give the CORS middleware behind this one, outermost first: their headers belong on a refusal, too."""
-        from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415 - when it is closed
-
         found: list[CORSMiddleware] = []
         node: Any = self.app
         while node is not None and node is not self._inner:
-            if isinstance(node, CORSMiddleware):
+            if isinstance(node, self._cors_class):
                 found.append(node)
             node = getattr(node, "app", None)
         listed = getattr(node if node is not None else scope.get("app"), "user_middleware", [])
@@ -235,8 +235,14 @@ class MaintenanceModeMiddleware:
         return found + [
             entry.cls(self.app, *entry.args, **entry.kwargs)
             for entry in listed
-            if isinstance(entry.cls, type) and issubclass(entry.cls, CORSMiddleware)
+            if isinstance(entry.cls, type) and issubclass(entry.cls, self._cors_class)
         ]
+
+
+def _cors_class() -> "type[CORSMiddleware]":
+    from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415 - for who has a middleware
+
+    return CORSMiddleware
 
 
 def _streams(seconds: float) -> "Streams":

@@ -61,12 +61,14 @@ class Page:
     """
 
     def __init__(self, template_path: Path | None = None) -> None:
-        self._own = None if template_path is None else _Parsed.from_file(template_path)
+        self._own = template_path is not None
+        # Neither is read later: what is installed may be replaced while it is closed.
+        self._template = _built_in() if template_path is None else _Parsed.from_file(template_path)
 
     @property
     def content_security_policy(self) -> str | None:
         """The header that allows exactly what the built-in page does; `None` for a user's own template."""
-        return _built_in().policy if self._own is None else None
+        return None if self._own else self._template.policy
 
     def render(self, status: MaintenanceStatus, message: str, now: datetime) -> str:
         """Make the page.
@@ -80,10 +82,10 @@ class Page:
         until = None if status.until is None else utc(status.until, "until")
         mode = status.mode or "full"
         text = _fit(message)
-        return (self._own or _built_in()).fill(
+        return self._template.fill(
             {
                 "title": _TITLES[mode],
-                "message": text if self._own is None else _closed(text),
+                "message": _closed(text) if self._own else text,
                 "mode": mode,
                 "until": "" if until is None else _for_machines(until),
                 "until_text": "" if until is None else _for_people(until),

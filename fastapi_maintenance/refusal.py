@@ -94,7 +94,8 @@ class Refusals:
         if handler is not None and not callable(handler):
             raise TypeError(f"response_handler must be callable, not {type(handler).__name__}")
         self._settings = settings
-        self._page = None if settings.page_template is None else _page(settings.page_template)
+        # Not at the first refusal: what is installed may be replaced while it is closed.
+        self._page = _page(settings.page_template)
         self._handler = handler
         self._takes_status = handler is not None and _takes_two(handler)
         self._made: tuple[MaintenanceStatus | None, dict[object, Refusal]] = (None, {})
@@ -155,7 +156,7 @@ class Refusals:
         if status.retry_after is not None:
             headers["Retry-After"] = str(status.retry_after)
         if form == "text/html":
-            page = self._page = self._page or _page()
+            page = self._page
             if page.content_security_policy is not None:
                 headers["Content-Security-Policy"] = page.content_security_policy
             body: str | bytes = page.render(status, message, utcnow())
@@ -185,8 +186,8 @@ class Refusals:
         return None
 
 
-def _page(template: Path | None = None) -> "Page":
-    from fastapi_maintenance.page import Page  # noqa: PLC0415 - for browsers alone
+def _page(template: Path | None) -> "Page":
+    from fastapi_maintenance.page import Page  # noqa: PLC0415 - for who has a gate
 
     return Page(template)
 

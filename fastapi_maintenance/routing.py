@@ -123,10 +123,22 @@ def _match_leaves(route: BaseRoute, scope: Scope) -> tuple[Match, _Leaf | None]:
     return (Match.PARTIAL if partly else Match.NONE), None
 
 
+def _chosen(route: Any, scope: Scope) -> _Leaf | None:
+    """Find what an included router chooses where one has a `matches()` of its own, which has the word on all below."""
+    for below in route.effective_candidates() if hasattr(route, "effective_candidates") else ():
+        if not hasattr(below, "original_router"):
+            match, child = _match_leaf(below.original_route, below, scope)
+            if match is Match.FULL:
+                return _Leaf(below.original_route, below, child)
+        elif below.matches(scope)[0] is Match.FULL:
+            return _chosen(below, scope)
+    return None
+
+
 def _descend(router: Any, leaf: _Leaf, scope: Scope) -> Operation | None:
     """Go from a route that matched to the operation: into an included router, a mount, a host."""
     if "endpoint" not in leaf.child:
-        leaf = _match_leaves(leaf.route, scope)[1] or leaf
+        leaf = _chosen(leaf.route, scope) or leaf
     endpoint = leaf.child.get("endpoint")
     inner = None if isinstance(leaf.route, APIRoute) else routed(endpoint)
     if inner is not None:
@@ -265,7 +277,11 @@ def _paths_of(suspects: Iterable[tuple[BaseRoute, Any]]) -> re.Pattern[str] | No
         if not names == len(own.groupindex) == own.groups or own.flags != re.UNICODE:
             return None
         paths.append(f"(?:{path.removeprefix('^')})")
-    return re.compile("|".join(paths))
+    try:
+        return re.compile("|".join(paths))
+    except re.error:
+        # A convertor's pattern refers to another parameter, by a name or number that is gone.
+        return None
 
 
 _BY_PATH = {each.matches for each in (APIRoute, APIWebSocketRoute, Route, WebSocketRoute, Mount)}

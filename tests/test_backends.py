@@ -180,6 +180,16 @@ def test_a_dictionary_in_place_of_the_environment_is_read_live(monkeypatch):
     assert all(backend.peek_state().switch for backend in (before, EnvVarBackend()))
 
 
+def test_a_backend_made_under_a_dictionary_sees_the_environment_afterwards(monkeypatch):
+    """A backend made while a plain dictionary stood in for `os.environ` is closed by the variable once it is back."""
+    monkeypatch.setenv(VARIABLE, "1")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.environ", {})
+        backend = EnvVarBackend()
+        assert backend.peek_state().switch is None
+    assert backend.peek_state().switch is not None
+
+
 @pytest.mark.anyio
 async def test_the_environment_keeps_one_state_object_while_it_says_the_same(monkeypatch):
     """Another word for the same mode gives the same object; a new mode gives a higher revision."""

@@ -636,7 +636,7 @@ from fastapi_maintenance.backends import LocalFileBackend
 
 async def main():
     await anyio.to_thread.run_sync(int)
-    backend = LocalFileBackend(sys.argv[1])
+    maintenance = Maintenance(backend=LocalFileBackend(sys.argv[1]))
     if sys.argv[2] == "full disk":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
@@ -644,7 +644,6 @@ async def main():
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-    maintenance = Maintenance(backend=backend)
     try:
         await maintenance.enable(message="x" * 200)
     except BackendError as error:

@@ -480,10 +480,10 @@ backend = LocalFileBackend(sys.argv[2])
 
 async def main():
     await anyio.to_thread.run_sync(int)
+    maintenance = Maintenance(backend=backend)
     os.setgroups([])
     os.setgid(4243)
     os.setuid(4242)
-    maintenance = Maintenance(backend=backend)
     await maintenance.enable()
     await maintenance.disable()
     async with maintenance.on():

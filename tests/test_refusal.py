@@ -1,6 +1,8 @@
 """What a closed gate answers: body, headers, the user's own answers, HEAD and websockets."""
 
 import logging
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -9,6 +11,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, WebSocket
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.testclient import TestClient
+from httpx import ASGITransport, AsyncClient
 from starlette.requests import HTTPConnection
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
@@ -681,3 +684,52 @@ def test_forced_on_during_read_only(gate, method):
     )
     assert (response.json()["mode"], response.json()["detail"]) == ("full", "moving")
     assert ask(app, "POST").headers["Maintenance"] == "read_only"
+
+
+@pytest.mark.anyio
+@every_gate
+async def test_a_refusal_says_what_it_came_from_after_a_slow_exemption(gate):
+    """Who is refused is told the state that refused it, even if it was opened while an exemption was still asked."""
+
+    async def opens_meanwhile(request):
+        await maintenance.disable()
+        assert (await client.post("/x")).status_code == 200
+        return False
+
+    maintenance = Maintenance(backend=MemoryBackend(), exempt_handler=opens_meanwhile)
+    await maintenance.enable(mode="read_only", message="No writes now")
+    app = behind(gate, maintenance)
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        answer = await client.post("/x")
+    assert answer.headers["Maintenance"] == answer.json()["mode"] == "read_only"
+    assert answer.json()["detail"] == "No writes now"
+
+
+REPLACED = """
+import shutil, sys
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from fastapi_maintenance import Maintenance, MaintenanceModeMiddleware
+from fastapi_maintenance.backends import MemoryBackend
+
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        raise ImportError(name)
+
+app, maintenance = FastAPI(), Maintenance(backend=MemoryBackend())
+app.add_middleware(MaintenanceModeMiddleware, maintenance=maintenance)
+app.get("/")(lambda: 1)
+with TestClient(app) as client:
+    client.get("/")
+    client.portal.call(maintenance.enable)
+    sys.meta_path.insert(0, Gone())
+    for form in ("text/html", "text/plain", "application/json"):
+        answer = client.get("/", headers={"Accept": form})
+        print(answer.status_code, answer.headers["Content-Type"].split(";")[0])
+"""
+
+
+def test_a_refusal_imports_nothing():
+    """What is installed may be replaced while it is closed: a process that serves needs nothing more to refuse."""
+    run = subprocess.run([sys.executable, "-c", REPLACED], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603 - our own interpreter
+    assert run.stdout.split("\n")[:3] == ["503 text/html", "503 text/plain", "503 application/json"]

@@ -547,6 +547,29 @@ class Lenient(APIRoute):
         return super().matches({**scope, "path": "/" + scope["path"].rpartition("/")[2]})
 
 
+class Reserved(APIRouter):
+    """A router with a way of its own to tell that nothing in it is meant."""
+
+    def matches(self, scope):
+        """Match nothing."""
+        return Match.NONE, {}
+
+
+def test_a_router_that_declines_hides_what_is_in_it():
+    """Where a router's own `matches` declines, the operation is the next one, as it is for FastAPI."""
+    app, outer, inner = FastAPI(), APIRouter(), Reserved()
+    inner.get("/op")(force_maintenance_mode_off(lambda: "hidden"))
+    outer.include_router(inner)
+
+    @outer.get("/op")
+    def shown():
+        return "shown"
+
+    app.include_router(outer)
+    shows = TestClient(app).get("/op").json() == "shown"
+    assert (operation_of(app, scope_of("/op")).endpoint is shown) is shows
+
+
 class Grouped(Convertor):
     """A convertor whose pattern has a group that it refers to."""
 
@@ -561,8 +584,25 @@ class Grouped(Convertor):
         return value
 
 
+class Referring(Grouped):
+    """A convertor whose pattern refers to another parameter by its name."""
+
+    regex = r"(?P=n)"
+
+
+class Numbering(Grouped):
+    """A convertor whose pattern refers to another parameter by its number."""
+
+    regex = r"\1"
+
+
+CONVERTORS = {
+    "own groups": (Grouped, "/{n:own}/a"),
+    "refers to a name": (Referring, "/{n}/{again:own}"),
+    "refers to a number": (Numbering, "/{n}/{again:own}"),
+}
 BY_PATH = ["plain", "parameters", "included", "mount", "websocket", "root path"]
-BY_MORE = ["own matches", "own groups", "host"]
+BY_MORE = ["own matches", *CONVERTORS, "host"]
 
 
 def with_marks(kind):
@@ -586,9 +626,10 @@ def with_marks(kind):
     if kind == "own matches":
         lenient.get("/a")(marked)
         app.include_router(lenient)
-    if kind == "own groups":
-        register_url_convertor("grouped", Grouped())
-        app.get("/{n:grouped}/a")(marked)
+    if kind in CONVERTORS:
+        convertor, path = CONVERTORS[kind]
+        register_url_convertor("own", convertor())
+        app.get(path)(marked)
     if kind == "host":
         app.host("a.example.org", sub)
         sub.get("/b")(marked)

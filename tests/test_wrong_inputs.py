@@ -114,11 +114,11 @@ async def held(maintenance):
 
 async def main():
     await anyio.to_thread.run_sync(int)
+    maintenance = Maintenance(backend=LocalFileBackend(sys.argv[1]))
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-    maintenance = Maintenance(backend=LocalFileBackend(sys.argv[1]))
     now = datetime.now(UTC)
     for change in (
         maintenance.enable, maintenance.disable, lambda: maintenance.schedule(now, now + timedelta(1)),

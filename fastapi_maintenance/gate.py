@@ -321,9 +321,8 @@ class Gate:
         with passing(self.owner):
             mark = mark_of(endpoint) if marks_set() else None
             verdict = self._verdict(self._look() or await self._state(), scope, mark)
-            if verdict is Verdict.REFUSED_UNLESS_EXEMPT:
-                return not await self._exemptions.cover(scope, docs)
-            return verdict is Verdict.REFUSED
+            exempt = verdict is Verdict.REFUSED_UNLESS_EXEMPT and await self._exemptions.cover(scope, docs)
+            return verdict in _REFUSED and not exempt
 
     def report(self, refusal: Refusal, scope: Scope, gate: str, route: str | None) -> None:
         """Tell the log, at debug, and OpenTelemetry of a refusal: planned maintenance is not an error."""

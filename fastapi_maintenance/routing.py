@@ -106,8 +106,8 @@ def _only_asks_its_routes(route: Any) -> bool:
 
     It would match all its routes and not say which one it was, so that they had to be matched again.
     """
-    router = getattr(route, "original_router", None)
-    if router is None or type(router).matches is not APIRouter.matches:
+    router: Any = getattr(route, "original_router", None)
+    if getattr(getattr(router, "matches", None), "__func__", None) is not APIRouter.matches:
         return False
     return all(_only_asks_its_routes(below) for below in router.routes if hasattr(below, "original_router"))
 
@@ -269,8 +269,8 @@ def _paths_of(suspects: Iterable[tuple[BaseRoute, Any]]) -> re.Pattern[str] | No
     """Give one pattern for the paths of all these routes, `None` where one of them goes by more than its own."""
     paths: list[str] = []
     for original, context in suspects:
-        own = getattr(context, "path_regex", None)
-        if getattr(type(original), "matches", None) not in _BY_PATH or not isinstance(own, re.Pattern):
+        own: re.Pattern[str] | None = getattr(context, "path_regex", None)
+        if own is None or getattr(type(original), "matches", None) not in _BY_PATH:
             return None
         path, names = _NAMED.subn("(?:", own.pattern)
         # Of a convertor's own pattern nothing is known: it may have groups, and flags, that would mean something else.

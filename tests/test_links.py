@@ -145,9 +145,10 @@ def test_a_redis_url_makes_a_redis_backend_and_shows_no_password():
     assert not [text for text in (repr(settings), str(settings), repr(maintenance.backend)) if "s3cret" in text]
 
 
-def test_the_backends_have_no_other_lazy_name():
-    """What is not there is an `AttributeError`, as in any module."""
+def test_the_backends_name_what_is_imported_late_and_have_no_other_lazy_name():
+    """`dir()` lists all that is public; what is not there is an `AttributeError`, as in any module."""
     from fastapi_maintenance import backends  # noqa: PLC0415 - the module itself
 
+    assert set(backends.__all__) <= set(dir(backends))
     with pytest.raises(AttributeError, match="has no attribute 'Rediss'"):
         _ = backends.Rediss

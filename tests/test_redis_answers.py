@@ -424,6 +424,29 @@ async def test_a_connection_that_comes_while_others_are_closed_is_closed_as_well
     assert not any(each.is_connected for each in made)
 
 
+async def test_who_waited_for_a_turn_asks_in_the_next_session(make, server):
+    """A question that waits for its turn while the contact breaks off is not asked in a session that others close."""
+    backend = make().backend
+    await backend.read_state()
+    link = backend._fleet._link
+    turns = link._turns
+
+    def in_the_thread(coroutine):
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, link._loop))
+
+    for _ in range(AT_ONCE):
+        await in_the_thread(turns.acquire())
+    asked = in_the_thread(link.script(LOOK, backend._fleet._keys, []))
+    server.do("CLIENT", "KILL", "TYPE", "pubsub")
+    await until(lambda: link._turns is not turns and link._contact.is_set())
+    assert not asked.done()
+    for _ in range(AT_ONCE):
+        link.soon(turns.release)
+    with pytest.raises(OutOfContact):
+        await asked
+    await backend.read_state()
+
+
 async def test_a_change_that_changes_nothing_is_not_stored(server, make):
     """An edit that gives back what it was given writes nothing, and gives it."""
     state = await make().backend.change_state(lambda state: state)

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
@@ -570,18 +570,10 @@ def test_a_router_that_declines_hides_what_is_in_it():
     assert (operation_of(app, scope_of("/op")).endpoint is shown) is shows
 
 
-class Grouped(Convertor):
+class Grouped(StringConvertor):
     """A convertor whose pattern has a group that it refers to."""
 
     regex = r"(.)\2"
-
-    def convert(self, value):
-        """Give the text."""
-        return value
-
-    def to_string(self, value):
-        """Give the text."""
-        return value
 
 
 class Referring(Grouped):

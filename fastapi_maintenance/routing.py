@@ -107,7 +107,8 @@ def _only_asks_its_routes(route: Any) -> bool:
     It would match all its routes and not say which one it was, so that they had to be matched again.
     """
     router: Any = getattr(route, "original_router", None)
-    if getattr(getattr(router, "matches", None), "__func__", None) is not APIRouter.matches:
+    # Before FastAPI 0.137 a router has no `matches()`, and is none among the routes.
+    if router is None or router.matches.__func__ is not APIRouter.matches:
         return False
     return all(_only_asks_its_routes(below) for below in router.routes if hasattr(below, "original_router"))
 

@@ -108,7 +108,7 @@ def _only_asks_its_routes(route: Any) -> bool:
     """
     router: Any = getattr(route, "original_router", None)
     # Before FastAPI 0.137 a router has no `matches()`, and is none among the routes.
-    if router is None or router.matches.__func__ is not APIRouter.matches:
+    if router is None or getattr(router.matches, "__func__", None) is not APIRouter.matches:
         return False
     return all(_only_asks_its_routes(below) for below in router.routes if hasattr(below, "original_router"))
 

@@ -504,6 +504,7 @@ async def test_secrets_of_sentinels_and_clusters_are_never_shown(make, caplog, u
         f"redis://:{SECRET}@host:0",
         f"unix://{PLAIN_SECRET}",
         f"redis://:{SECRET}@host/0?lease=often",
+        f"redis://u:123?{PLAIN_SECRET}=1@host",
     ],
 )
 def test_a_malformed_url_is_not_repeated(url, monkeypatch):

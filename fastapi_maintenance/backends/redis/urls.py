@@ -3,7 +3,7 @@
 import importlib
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 PLAIN = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
 SENTINEL = frozenset({"redis+sentinel", "rediss+sentinel"})
@@ -103,17 +103,20 @@ def target_of(url: str) -> Target:
     rest = tuple((key, value) for key, value in query if key not in OWN_OPTIONS)
     own = {key: value for key, value in query if key in OWN_OPTIONS}
     target = Target(parts.scheme, parts.netloc, servers, parts.path, rest, own)
-    problem = "a # in a password is written %23" if parts.fragment else _problem(target)
+    problem = _problem(target, parts)
     if problem is not None:
         raise WrongUrl(wrong(problem))
     return target
 
 
-def _problem(target: Target) -> str | None:
+def _problem(target: Target, parts: SplitResult) -> str | None:
     """Tell what is wrong with what was read, if anything."""
     scheme, database = target.scheme, target.database
     named = all(name for name, _ in target.servers)
     problems = {
+        "a # in a password is written %23": bool(parts.fragment),
+        # What looks like a port and options is a password then.
+        "a ? in a password is written %3F, an @ in the query %40": "@" in parts.query and not target.credentials,
         "its scheme is unknown": scheme not in SCHEMES,
         "its host is missing": scheme != "unix" and not named,
         "its host or port is wrong": (scheme == "unix" and named) or any(port == 0 for _, port in target.servers),

@@ -5,6 +5,7 @@ from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_maintenance.errors import MaintenanceError
@@ -18,8 +19,6 @@ from fastapi_maintenance.routing import Marked, Operation, operation_of, routed
 from fastapi_maintenance.tasks import in_thread, to_the_end
 
 if TYPE_CHECKING:
-    from starlette.middleware.cors import CORSMiddleware
-
     from fastapi_maintenance.streams import Streams
 
 
@@ -83,8 +82,6 @@ class MaintenanceModeMiddleware:
         self._inner = routed(app)
         self._marked = Marked(self._inner) if self._inner is not None else None
         self._cors: list[CORSMiddleware] | None = None
-        # Not at the first refusal: what is installed may be replaced while it is closed.
-        self._cors_class = _cors_class()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -218,12 +215,12 @@ class MaintenanceModeMiddleware:
         router = self._router(scope)
         return router if hasattr(router, "exception_handlers") else scope.get("app")
 
-    def _cors_inside(self, scope: Scope) -> "list[CORSMiddleware]":
+    def _cors_inside(self, scope: Scope) -> list[CORSMiddleware]:
         """Give the CORS middleware behind this one, outermost first: their headers belong on a refusal, too."""
         found: list[CORSMiddleware] = []
         node: Any = self.app
         while node is not None and node is not self._inner:
-            if isinstance(node, self._cors_class):
+            if isinstance(node, CORSMiddleware):
                 found.append(node)
             node = getattr(node, "app", None)
         listed = getattr(node if node is not None else scope.get("app"), "user_middleware", [])
@@ -235,14 +232,8 @@ class MaintenanceModeMiddleware:
         return found + [
             entry.cls(self.app, *entry.args, **entry.kwargs)
             for entry in listed
-            if isinstance(entry.cls, type) and issubclass(entry.cls, self._cors_class)
+            if isinstance(entry.cls, type) and issubclass(entry.cls, CORSMiddleware)
         ]
-
-
-def _cors_class() -> "type[CORSMiddleware]":
-    from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415 - for who has a middleware
-
-    return CORSMiddleware
 
 
 def _streams(seconds: float) -> "Streams":

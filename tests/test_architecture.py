@@ -211,13 +211,6 @@ def test_what_few_need_is_imported_at_its_first_use():
     assert late.isdisjoint(json.loads(run.stdout))
 
 
-def test_what_is_imported_late_is_listed_early():
-    """`dir()` of the backends, which completion asks, names all of them before the first use."""
-    code = f"import {NAME}.backends as backends; print(set(backends.__all__) <= set(dir(backends)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603 - our own interpreter
-    assert run.stdout == "True\n"
-
-
 def undescribed(source):
     """Give the tests of a file that have no docstring."""
     functions = [

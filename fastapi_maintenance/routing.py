@@ -62,16 +62,10 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
     scope = _seen_by(router, scope)
     partly = False
     for route in router.routes:
-        if isinstance(route, Route) or not _only_asks_its_routes(route):
-            match, child = route.matches(scope)
-            if match is Match.FULL:
-                return _descend(router, _Leaf(route, route, child), scope)
-        else:
-            match, leaf = _match_leaves(route, scope)
-            if leaf is not None:
-                return _descend(router, leaf, scope)
-        if match is Match.PARTIAL:
-            partly = True
+        match, leaf = _match(route, scope)
+        if match is Match.FULL:
+            return _descend(router, leaf, scope)
+        partly = partly or match is Match.PARTIAL
     if partly or _redirects(router, scope):
         return None
     return next((op for route in _low_priority(router) if (op := _frontend(route, scope))), None)
@@ -101,45 +95,43 @@ class _Leaf:
         self.child = child
 
 
-def _only_asks_its_routes(route: Any) -> bool:
-    """Tell whether it is an included router without a `matches()` of its own, there and in what it includes.
+def _match(route: Any, scope: Scope) -> tuple[Match, _Leaf]:
+    """Match a route as its router does; of an included router, which tells only that it matches, the route in it.
 
-    It would match all its routes and not say which one it was, so that they had to be matched again.
+    So that no route is matched twice, an included router is asked itself only where it has a `matches()` of its own.
     """
+    # Before FastAPI 0.137 an included router is none of the routes.
     router: Any = getattr(route, "original_router", None)
-    # Before FastAPI 0.137 a router has no `matches()`, and is none among the routes.
-    if router is None or getattr(router.matches, "__func__", None) is not APIRouter.matches:
-        return False
-    return all(_only_asks_its_routes(below) for below in router.routes if hasattr(below, "original_router"))
-
-
-def _match_leaves(route: BaseRoute, scope: Scope) -> tuple[Match, _Leaf | None]:
-    """Match the routes below an included router as it does: the first that matches wholly, else some that do partly."""
-    partly = False
-    for original, context in _leaves(route):
-        match, child = _match_leaf(original, context, scope)
+    if router is None:
+        match, child = route.matches(scope)
+        return match, _Leaf(route, route, child)
+    if getattr(router.matches, "__func__", None) is APIRouter.matches:
+        match, leaf = _match_below(route, scope)
+    else:
+        match, leaf = route.matches(scope)[0], None
         if match is Match.FULL:
-            return match, _Leaf(original, context, child)
+            _, leaf = _match_below(route, scope)
+    return match, leaf or _Leaf(route, route, {})
+
+
+def _match_below(route: Any, scope: Scope) -> tuple[Match, _Leaf | None]:
+    """Match the routes in an included router: the first that matches wholly, else whether some do partly."""
+    partly = False
+    candidates = getattr(route, "effective_candidates", None)
+    for below in [context for _, context in _leaves(route)] if candidates is None else candidates():
+        if hasattr(below, "original_router"):
+            match, leaf = _match(below, scope)
+        else:
+            match, child = _match_leaf(below.original_route, below, scope)
+            leaf = _Leaf(below.original_route, below, child)
+        if match is Match.FULL:
+            return match, leaf
         partly = partly or match is Match.PARTIAL
     return (Match.PARTIAL if partly else Match.NONE), None
 
 
-def _chosen(route: Any, scope: Scope) -> _Leaf | None:
-    """Find what an included router chooses where one has a `matches()` of its own, which has the word on all below."""
-    for below in route.effective_candidates() if hasattr(route, "effective_candidates") else ():
-        if not hasattr(below, "original_router"):
-            match, child = _match_leaf(below.original_route, below, scope)
-            if match is Match.FULL:
-                return _Leaf(below.original_route, below, child)
-        elif below.matches(scope)[0] is Match.FULL:
-            return _chosen(below, scope)
-    return None
-
-
 def _descend(router: Any, leaf: _Leaf, scope: Scope) -> Operation | None:
-    """Go from a route that matched to the operation: into an included router, a mount, a host."""
-    if "endpoint" not in leaf.child:
-        leaf = _chosen(leaf.route, scope) or leaf
+    """Go from a route that matched to the operation: into a mount, a host."""
     endpoint = leaf.child.get("endpoint")
     inner = None if isinstance(leaf.route, APIRoute) else routed(endpoint)
     if inner is not None:

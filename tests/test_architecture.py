@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ _PRIVATE = re.compile(r"_[a-z]\w*")
 each_module = pytest.mark.parametrize("module", MODULES)
 
 
+@cache
 def parsed(module):
     """Read a module of the package."""
     return ast.parse(MODULES[module].read_text())

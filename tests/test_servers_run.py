@@ -104,21 +104,24 @@ def script(text, *args):
 def test_requests_in_flight_end_and_the_command_runs_alone(serve, start, tmp_path):
     """Who is in flight ends well, who comes meanwhile gets 503, then the command runs; it is open when that ends."""
     port = serve(SERVED, "--workers", "2", workers=2)
-    with ThreadPoolExecutor(1) as pool:
+    told = tmp_path / "told"
+    with ThreadPoolExecutor(1) as pool, told.open("wb") as stderr:
         slow = pool.submit(asked, port, "/slow")
         until((tmp_path / "slow.running").exists)
-        run = start("--drain", "30", *script(WAITS, "7"))
-        until(lambda: asked(port, "/")[0] == 503)
+        run = start("--drain", "30", *script(WAITS, "7"), stderr=stderr)
+        # Nobody else asks before it has counted.
+        until(lambda: b"\n" in told.read_bytes())
+        meanwhile = asked(port, "/")[0]
         begun_before = (tmp_path / "command.running").exists()
         (tmp_path / "slow.done").touch()
         ended = slow.result(PATIENCE)
     until((tmp_path / "command.running").exists)
     closed = [asked(port, "/")[0] for _ in range(4)]
     (tmp_path / "command.done").touch()
-    out, err = run.communicate(b"from stdin", PATIENCE)
-    assert (begun_before, ended[:2], closed) == (False, (200, '"slow"'), [503] * 4)
+    out, _ = run.communicate(b"from stdin", PATIENCE)
+    assert (meanwhile, begun_before, ended[:2], closed) == (503, False, (200, '"slow"'), [503] * 4)
     assert (run.returncode, out, asked(port, "/")[0]) == (7, b"from stdin", 200)
-    steps = [json.loads(line) for line in err.splitlines()]
+    steps = [json.loads(line) for line in told.read_bytes().splitlines()]
     assert steps[0]["event"] == "draining"
     assert (steps[0]["busy"], steps[0]["workers"]) == (1, 2)
 

@@ -512,7 +512,6 @@ MUTANTS = [
     (InMemory, MaintenanceState, "without_switch", off_ends_holds),
     (InMemory, MaintenanceState, "_changed", stands_still),
     (OnFile, MaintenanceState, "without_hold", ends_all),
-    (OnFile, MaintenanceState, "without_hold", ends_the_switch),
     (OnFile, locks.Gate, "alive", dead_stay_alive),
     (OnFile, locks.Gate, "revision", knows_no_revision),
     (OnFile, locks.Gate, "any_other", sees_no_other),

@@ -113,6 +113,12 @@ def defined_names(tree):
             yield node.attr
 
 
+@cache
+def own_names():
+    """Give the names that the package defines."""
+    return {name for module in MODULES for name in defined_names(parsed(module))}
+
+
 def foreign_private_names(tree, own):
     """Give the private names that are used and defined nowhere in the package; those of tuples are documented."""
     return {name for name in private_names(tree) if _PRIVATE.fullmatch(name)} - own - {"_replace"}
@@ -159,14 +165,13 @@ def test_only_known_packages_are_imported(module):
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {f"{NAME}.routing"}))
 def test_private_names_of_the_framework_are_read_in_one_place(module):
     """No module but `routing` uses a private name that the package does not define, but for that of `os.environ`."""
-    own = {name for other in MODULES for name in defined_names(parsed(other))}
-    assert foreign_private_names(parsed(module), own) == ({"_data"} if module == f"{NAME}.backends.env" else set())
+    allowed = {"_data"} if module == f"{NAME}.backends.env" else set()
+    assert foreign_private_names(parsed(module), own_names()) == allowed
 
 
 def test_routing_reads_four_private_names_at_most():
     """`routing` uses private names of the framework, and not more than four."""
-    own = {name for module in MODULES for name in defined_names(parsed(module))}
-    assert 1 <= len(foreign_private_names(parsed(f"{NAME}.routing"), own)) <= 4
+    assert 1 <= len(foreign_private_names(parsed(f"{NAME}.routing"), own_names())) <= 4
 
 
 def test_the_frameworks_exit_stack_is_known_in_one_place():

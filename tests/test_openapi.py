@@ -530,7 +530,7 @@ def test_no_answer_is_undescribed(closed):
     ]
 
     @given(case=schemathesis.openapi.from_asgi("/openapi.json", app).as_strategy(), form=st.sampled_from(_FORMS))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=40, deadline=None)
     def explore(case, form):
         codes.add(case.call_and_validate(checks=conform, headers={"Accept": form}).status_code)
 

@@ -266,11 +266,15 @@ class Campaign:
         await self.ask("POST", f"/hold?windows={windows}")
 
     async def hold(self, how):
-        """Hold in turns, so that a holder that is killed is not missed for long, until each fault has happened."""
+        """Hold in turns, so that a holder that is killed is not missed for long, until all that is planned was seen."""
         held = 0
-        while held < self.plan.windows or not all(self.faults.values()):
+        while held < self.plan.windows or not self.seen_enough():
             await getattr(self, how)(min(10, self.plan.windows))
             held += 10
+
+    def seen_enough(self):
+        """Tell whether each fault has happened, and that there were windows enough, whoever was killed in his."""
+        return all(self.faults.values()) and len(spans(self.directory, WINDOWS)) >= self.plan.windows
 
     # Faults
 

@@ -31,7 +31,7 @@ from fastapi_maintenance import BackendError, Maintenance, MaintenanceState, tas
 from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend, file, locks
 from tests.machines import at_once, in_memory, profile, until_found, with_each
 
-PROFILE = profile("STATE_MACHINE_EXAMPLES", 40)
+PROFILE = profile("STATE_MACHINE_EXAMPLES", 30)
 START = datetime(2030, 1, 1, tzinfo=UTC)
 CLOCKS = [
     f"fastapi_maintenance.{module}.utcnow" for module in ("maintenance", "gate", "holds", "snapshot", "backends.memory")

@@ -194,7 +194,7 @@ class Gate:
     # Requests
 
     def admit_if_open(self, passage: Passage, scope: Scope, endpoint: object = None) -> bool:
-        """Let a request that no mark is for through and count it, if it is open; never waits.
+        """Let a request that no mark is for through and count it, if it is open and was when last seen; never waits.
 
         Args:
             passage: The request at this gate.
@@ -205,19 +205,13 @@ class Gate:
             return False
         if NOTES in scope and self._noted(scope) is not None:
             return True
-        # Who was closed to look at it last need not be counted to see that it still is.
-        if self._reading.mode is not None and not self._is_open():
-            return False
-        if not self._count_in(passage, scope):
+        # Who was closed when last looked at is looked at by `check`, once and without being counted first.
+        if self._reading.mode is not None or not self._count_in(passage, scope):
             return False
         # What stands in here for switch and windows says nothing to another gate.
         if self._enabled is None:
             passage.note(scope, _ADMITTED)
         return True
-
-    def _is_open(self) -> bool:
-        state = self._look()
-        return state is not None and self._mode(state) is None
 
     def _noted(self, scope: Scope) -> Verdict | None:
         """Give why a gate of the object has let this request through, `None` where none has."""

@@ -62,10 +62,15 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
     scope = _seen_by(router, scope)
     partly = False
     for route in router.routes:
-        match, leaf = _match(route, scope)
-        if match is Match.FULL:
+        if hasattr(route, "original_router"):
+            match, leaf = _match_included(route, scope)
+        else:
+            match, child = route.matches(scope)
+            leaf = _Leaf(route, route, child) if match is Match.FULL else None
+        if leaf is not None:
             return _descend(router, leaf, scope)
-        partly = partly or match is Match.PARTIAL
+        if match is Match.PARTIAL:
+            partly = True
     if partly or _redirects(router, scope):
         return None
     return next((op for route in _low_priority(router) if (op := _frontend(route, scope))), None)
@@ -95,38 +100,34 @@ class _Leaf:
         self.child = child
 
 
-def _match(route: Any, scope: Scope) -> tuple[Match, _Leaf]:
-    """Match a route as its router does; of an included router, which tells only that it matches, the route in it.
+def _match_included(included: Any, scope: Scope) -> tuple[Match, _Leaf | None]:
+    """Match an included router (there are none before FastAPI 0.137), which tells only that it matches; find the route.
 
-    So that no route is matched twice, an included router is asked itself only where it has a `matches()` of its own.
+    So that no route is matched twice, it is asked itself only where its router has a `matches()` of its own.
     """
-    # Before FastAPI 0.137 an included router is none of the routes.
-    router: Any = getattr(route, "original_router", None)
-    if router is None:
-        match, child = route.matches(scope)
-        return match, _Leaf(route, route, child)
+    router: Any = included.original_router
     if getattr(router.matches, "__func__", None) is APIRouter.matches:
-        match, leaf = _match_below(route, scope)
-    else:
-        match, leaf = route.matches(scope)[0], None
-        if match is Match.FULL:
-            _, leaf = _match_below(route, scope)
-    return match, leaf or _Leaf(route, route, {})
+        return _match_below(included, scope)
+    match = included.matches(scope)[0]
+    if match is not Match.FULL:
+        return match, None
+    return match, _match_below(included, scope)[1] or _Leaf(included, included, {})
 
 
-def _match_below(route: Any, scope: Scope) -> tuple[Match, _Leaf | None]:
+def _match_below(included: Any, scope: Scope) -> tuple[Match, _Leaf | None]:
     """Match the routes in an included router: the first that matches wholly, else whether some do partly."""
     partly = False
-    candidates = getattr(route, "effective_candidates", None)
-    for below in [context for _, context in _leaves(route)] if candidates is None else candidates():
+    candidates = getattr(included, "effective_candidates", None)
+    for below in [context for _, context in _leaves(included)] if candidates is None else candidates():
         if hasattr(below, "original_router"):
-            match, leaf = _match(below, scope)
+            match, leaf = _match_included(below, scope)
         else:
             match, child = _match_leaf(below.original_route, below, scope)
-            leaf = _Leaf(below.original_route, below, child)
-        if match is Match.FULL:
+            leaf = _Leaf(below.original_route, below, child) if match is Match.FULL else None
+        if leaf is not None:
             return match, leaf
-        partly = partly or match is Match.PARTIAL
+        if match is Match.PARTIAL:
+            partly = True
     return (Match.PARTIAL if partly else Match.NONE), None
 
 

@@ -3,7 +3,6 @@
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any
 from weakref import WeakSet
 
@@ -16,13 +15,8 @@ METER = "fastapi_maintenance"
 _SERVER = "fastapi.telemetry"
 """Key of the ASGI scope under which FastAPI (from 0.145) keeps the request's server span."""
 
-
 _METRICS, _TRACE = "opentelemetry.metrics", "opentelemetry.trace"
-
-
-def _loaded(name: str) -> ModuleType | None:
-    """Give a part of the OpenTelemetry API that the application (or FastAPI itself) has imported."""
-    return sys.modules.get(name)
+"""Parts of the OpenTelemetry API, if the application (or FastAPI itself) has imported them."""
 
 
 class _Observed:
@@ -34,7 +28,7 @@ class _Observed:
 
 def _observe(options: object) -> Iterable[Any]:  # noqa: ARG001 - what a callback gets
     """Tell of each scope whether any object of it is closed."""
-    metrics: Any = _loaded(_METRICS)
+    metrics: Any = sys.modules[_METRICS]
     with _Observed.lock:
         telemetries = list(_Observed.telemetries)
     closed: dict[str, bool] = {}
@@ -65,7 +59,7 @@ class Telemetry:
         """Make the instruments, unless they are there or nobody has imported OpenTelemetry yet."""
         if self._counter is not None:
             return
-        metrics: Any = _loaded(_METRICS)
+        metrics: Any = sys.modules.get(_METRICS)
         if metrics is None:
             return
         with _Observed.lock:
@@ -87,14 +81,15 @@ class Telemetry:
             gate: The kind of gate.
             route: The route's path with placeholders, where there is one.
         """
-        trace: Any = _loaded(_TRACE)
+        trace: Any = sys.modules.get(_TRACE)
         if trace is not None:
             # A guard runs within FastAPI's own span for dependencies, which is the current one there.
             span = getattr(scope.get(_SERVER), "span", None) or trace.get_current_span()
             if span.is_recording():
                 span.set_attribute("maintenance.mode", mode)
                 span.add_event("maintenance.refused", self._attributes(gate))
-        self.begin()
+        if self._counter is None:
+            self.begin()
         if self._counter is not None:
             attributes = self._attributes(gate)
             if route is not None:

@@ -324,7 +324,7 @@ def takes_no_slot(worker):
 def looks_and_counts(gate, passage, scope, endpoint=None):
     """Look at the state before the count, and not again."""
     passage.counted = gate.owner.snapshot.in_flight
-    return gate._is_open() and passage.counted.enter(passage)
+    return not gate.is_closed_to(scope.get("method")) and passage.counted.enter(passage)
 
 
 def counts_nothing(in_flight, request):

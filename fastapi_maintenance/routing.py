@@ -62,7 +62,7 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
     scope = _seen_by(router, scope)
     partly = False
     for route in router.routes:
-        if hasattr(route, "original_router"):
+        if hasattr(route, "effective_candidates"):
             match, leaf = _match_included(route, scope)
         else:
             match, child = route.matches(scope)
@@ -117,9 +117,8 @@ def _match_included(included: Any, scope: Scope) -> tuple[Match, _Leaf | None]:
 def _match_below(included: Any, scope: Scope) -> tuple[Match, _Leaf | None]:
     """Match the routes in an included router: the first that matches wholly, else whether some do partly."""
     partly = False
-    candidates = getattr(included, "effective_candidates", None)
-    for below in [context for _, context in _leaves(included)] if candidates is None else candidates():
-        if hasattr(below, "original_router"):
+    for below in included.effective_candidates():
+        if hasattr(below, "effective_candidates"):
             match, leaf = _match_included(below, scope)
         else:
             match, child = _match_leaf(below.original_route, below, scope)

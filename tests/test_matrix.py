@@ -20,6 +20,8 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import MemoryBackend
 
+pytestmark = pytest.mark.no_cover  # the same lines again and again, at a third of the speed
+
 FASTAPI = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
 MOUNTS_IN_ROUTERS = FASTAPI >= (0, 137)
 FRONTEND = FASTAPI >= (0, 138)

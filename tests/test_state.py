@@ -32,7 +32,7 @@ SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 FAR = "2026-01-01T00:00:00Z"
 
-examples = settings(deadline=None, max_examples=100, database=None, derandomize=True)
+examples = settings(deadline=None, max_examples=200, database=None, derandomize=True)
 
 # Many instants coincide, so that boundaries do; a few lie anywhere.
 near = st.integers(0, 12).map(lambda n: NOON + n * SECOND) | st.integers(0, 12).map(

@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from math import inf
@@ -15,7 +14,7 @@ from fastapi_maintenance.decision import Verdict, decide
 from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.exemptions import ExemptHandler, Exemptions
 from fastapi_maintenance.inflight import NOTES, Passage, current_passage, noted
-from fastapi_maintenance.marks import Mark, mark_of, marks_set
+from fastapi_maintenance.marks import Mark, Marks, mark_of
 from fastapi_maintenance.refusal import Refusal, Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.snapshot import Snapshot, assumed
@@ -48,16 +47,6 @@ def current_owner() -> Owner | None:
     """Give the object whose gate the current request or lifespan came through last, `None` outside of one."""
     passage = current_passage()
     return None if passage is None else passage.owner
-
-
-@contextmanager
-def passing(owner: Owner) -> Generator[None]:
-    """Make `owner` the current object for the time of the block."""
-    passage = Passage(owner)
-    try:
-        yield
-    finally:
-        passage.leave()
 
 
 _ADMITTED = Verdict.ADMITTED
@@ -193,25 +182,44 @@ class Gate:
 
     # Requests
 
-    def admit_if_open(self, passage: Passage, scope: Scope, endpoint: object = None) -> bool:
+    def admit_if_open(self, scope: Scope, endpoint: object = None) -> Passage | None:
         """Let a request that no mark is for through and count it, if it is open and was when last seen; never waits.
 
         Args:
-            passage: The request at this gate.
             scope: The ASGI scope.
             endpoint: What the request is for, where the caller has not looked for its mark.
+
+        Returns:
+            Its passage, for the caller to leave; `None` where there is more to ask, which `check` does.
         """
-        if endpoint is not None and marks_set() and mark_of(endpoint) is not None:
-            return False
-        if NOTES in scope and self._noted(scope) is not None:
-            return True
+        if endpoint is not None and Marks.count and mark_of(endpoint) is not None:
+            return None
+        owner = self.owner
+        if NOTES in scope:
+            return None if self._noted(scope) is None else Passage(owner, scope)
         # Who was closed when last looked at is looked at by `check`, once and without being counted first.
-        if self._reading.mode is not None or not self._count_in(passage, scope):
-            return False
-        # What stands in here for switch and windows says nothing to another gate.
-        if self._enabled is None:
-            passage.note(scope, _ADMITTED)
-        return True
+        if self._reading.mode is not None:
+            return None
+        snapshot = owner.snapshot
+        in_flight = snapshot.in_flight
+        passage = Passage(owner, scope, in_flight)
+        try:
+            # Who drains closes first and looks at the count then, so that one of the two sees the other.
+            if not in_flight.enter(passage):
+                passage.counted = None
+            elif (snapshot.glance() is self._open and not snapshot.holds.local) or self._is_open_to(scope):
+                # What stands in here for switch and windows says nothing to another gate.
+                if self._enabled is None:
+                    passage.verdict = _ADMITTED
+                    scope[NOTES] = passage
+                return passage
+        except Exception:  # noqa: BLE001, S110 - whatever a user's backend raises: `check` asks again, and tells of it
+            pass
+        except BaseException:
+            passage.leave()
+            raise
+        passage.leave()
+        return None
 
     def _noted(self, scope: Scope) -> Verdict | None:
         """Give why a gate of the object has let this request through, `None` where none has."""
@@ -241,7 +249,7 @@ class Gate:
         Returns:
             The refusal, `None` to let it through.
         """
-        mark = mark_of(endpoint) if marks_set() else None
+        mark = mark_of(endpoint) if Marks.count else None
         if NOTES in scope and mark is not Mark.FORCED_ON and self._noted(scope) is not None:
             return None
         in_flight = self.owner.snapshot.in_flight
@@ -259,7 +267,7 @@ class Gate:
             if verdict is not _ADMITTED or self._enabled is None:
                 if passage is None:
                     # Nobody can tell of its end, so it is not the current one.
-                    passage = Passage(self.owner)
+                    passage = Passage(self.owner, scope)
                     passage.leave()
                 passage.note(scope, verdict)
             return None
@@ -281,23 +289,20 @@ class Gate:
         return verdict
 
     def _count_in(self, passage: Passage, scope: Scope) -> bool:
-        """Count a request that no mark is for, and look whether it is let through, in this order.
-
-        Who drains closes first and looks at the count then, so that one of the two sees the other.
-        """
-        snapshot = self.owner.snapshot
-        in_flight = snapshot.in_flight
+        """Count a request that no mark is for, and look whether it is let through, in this order."""
+        in_flight = self.owner.snapshot.in_flight
         if not in_flight.enter(passage):
             return False
         passage.counted = in_flight
-        state = snapshot.look(self._refresh_interval, self._read_timeout)
-        if state is self._open:
+        if self._is_open_to(scope):
             return True
-        state = state or self._assumed()
-        if state is not None and decide(None, self._mode(state), scope.get("method")) is _ADMITTED:
-            return True
-        passage.count_out()
+        passage.counted = None
+        in_flight.leave(passage)
         return False
+
+    def _is_open_to(self, scope: Scope) -> bool:
+        state = self._look()
+        return state is not None and decide(None, self._mode(state), scope.get("method")) is _ADMITTED
 
     # Streams
 
@@ -312,8 +317,8 @@ class Gate:
 
     async def would_refuse(self, scope: Scope, endpoint: object, *, docs: bool) -> bool:
         """Tell whether a request that was let through would be refused now; notes nothing."""
-        with passing(self.owner):
-            mark = mark_of(endpoint) if marks_set() else None
+        with Passage(self.owner, scope):
+            mark = mark_of(endpoint) if Marks.count else None
             verdict = self._verdict(self._look() or await self._state(), scope, mark)
             exempt = verdict is Verdict.REFUSED_UNLESS_EXEMPT and await self._exemptions.cover(scope, docs)
             return verdict in _REFUSED and not exempt

@@ -174,67 +174,64 @@ _current: "ContextVar[Passage | None]" = ContextVar("fastapi_maintenance", defau
 class Passage:
     """One request (or lifespan) on its way through a gate, which is the current one until the passage leaves.
 
+    Args:
+        owner: The object that the gate belongs to.
+        scope: The ASGI scope.
+        counted: Where the request is counted.
+
     Attributes:
         owner: The object that the gate belongs to.
-        token: Knows the gate before this one, `None` when the passage is over.
         counted: Where the request is counted, `None` while it is not.
         verdict: Why the request was let through, `None` while it was not and when the passage is over.
+        token: Knows the gate before this one, `None` when the passage is over.
         before: The passage that was noted in the scope before this one.
     """
 
     # No slots: of the objects that each request makes, Python makes those without them faster.
 
-    def __init__(self, owner: Any, scope: Scope | None = None) -> None:
+    def __init__(self, owner: Any, scope: Scope, counted: InFlight | None = None) -> None:
         self.owner = owner
-        self.token: Token[Passage | None] | None = _current.set(self)
-        self.counted: InFlight | None = None
+        self.counted = counted
         self.verdict: Any = None
         self.before: Passage | None = None
-        self._method: str | None = None
-        self._path: str | None = None
-        self._scope = scope
+        self._scope: Scope | None = scope
+        self._path: str | None = scope.get("path")
+        self._method: str | None = scope.get("method")
+        self.token: Token[Passage | None] | None = _current.set(self)
 
     def __str__(self) -> str:
-        scope = self._scope or {}
-        return f"{scope.get('method', 'websocket')} {path_of(scope) or scope.get('path')}"
+        return f"{self._method or 'websocket'} {path_of(self._scope or {}) or self._path}"
 
-    def __exit__(self, *_: object) -> None:
-        """Leave; for an exit stack, to which a context costs less than a callback."""
-        self.leave()
-
-    def __enter__(self) -> Self:  # pragma: no cover - an exit stack only leaves
+    def __enter__(self) -> Self:
+        """Give it: it has begun when it was made."""
         return self
 
-    def count_out(self) -> None:
-        """Count the request no more."""
-        if self.counted is not None:  # pragma: no branch - who calls this has counted
-            self.counted.leave(self)
-            self.counted = None
+    def __exit__(self, *_: object) -> None:
+        """Leave."""
+        self.leave()
 
     def note(self, scope: Scope, verdict: object) -> None:
         """Note in the scope that the request was let through; it holds no longer than the passage."""
-        self.verdict = verdict
-        self._method, self._path = scope.get("method"), scope["path"]
-        if NOTES in scope:
-            self.before = scope[NOTES]
+        before = scope.get(NOTES)
+        while before is not None and before.verdict is None:
+            # A middleware outside runs the application again with this scope.
+            before = before.before
+        self.before, self.verdict = before, verdict
         scope[NOTES] = self
 
     def is_for(self, scope: Scope) -> bool:
         """Tell whether it was noted for this request: a middleware that rewrites method or path makes another one."""
-        return self._path == scope["path"] and self._method == scope.get("method")
+        return self._path == scope.get("path") and self._method == scope.get("method")
 
     def leave(self) -> None:
         """End: it is counted no more, and the gate before it is the current one again.
 
         What outlives the request keeps nothing of it but the owner.
         """
-        counted, token, scope = self.counted, self.token, self._scope
+        counted, token = self.counted, self.token
         self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
             counted.leave(self)
-        if scope is not None and scope.get(NOTES) is self:
-            # A middleware outside may run the application again with this scope.
-            scope[NOTES] = self.before
         if token is not None:  # pragma: no branch - it leaves once
             # A server may end a request or a lifespan in another context than the one that began it.
             try:

@@ -17,7 +17,7 @@ from starlette.types import Scope
 from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
-from fastapi_maintenance.gate import Gate, current_owner, passing
+from fastapi_maintenance.gate import Gate, current_owner
 from fastapi_maintenance.holds import Drain, HoldContext, hold_template
 from fastapi_maintenance.inflight import InFlight, Passage, Worker, noted, path_of
 from fastapi_maintenance.marks import Mark, mark_of
@@ -46,6 +46,13 @@ from fastapi_maintenance.tasks import in_thread, to_the_end
 from fastapi_maintenance.telemetry import Telemetry
 
 logger = logging.getLogger("fastapi_maintenance")
+
+_STACK = "fastapi_middleware_astack"
+"""Key of the ASGI scope for what FastAPI leaves with the request.
+
+A passage of the guard ends there, behind everything that dependencies have opened: a session may commit only as it is
+closed. Where it is absent nobody could tell of the end.
+"""
 
 PROBES = frozenset({"/health", "/healthz", "/livez", "/readyz", "/ready", "/live"})
 """Paths at which a service is commonly probed."""
@@ -118,9 +125,12 @@ class Maintenance:
         # A function, for of a method FastAPI asks more at each request.
         async def guard(connection: HTTPConnection) -> None:
             scope = connection.scope
-            passage = self._enter(scope)
-            if passage is None or not gate.admit_if_open(passage, scope, scope.get("endpoint")):
-                await self._check(passage, scope, exempt=False)
+            stack = scope.get(_STACK)
+            passage = None if stack is None else gate.admit_if_open(scope, scope.get("endpoint"))
+            if passage is None:
+                await self._check(scope, exempt=False)
+            else:
+                stack.push(passage)
 
         vars(guard)["maintenance"] = self
         return guard
@@ -135,24 +145,16 @@ class Maintenance:
             raise TypeError(f"guard_unless takes a dependency, a callable, not {type(exempt).__name__}")
 
         async def guard(connection: HTTPConnection, reason: Any = Depends(exempt)) -> None:  # noqa: B008 - FastAPI's way
-            await self._check(self._enter(connection.scope), connection.scope, exempt=bool(reason))
+            await self._check(connection.scope, exempt=bool(reason))
 
         vars(guard)["maintenance"] = self
         return guard
 
-    def _enter(self, scope: Scope) -> Passage | None:
-        """Begin a passage that ends with the request, `None` where nobody could tell.
-
-        It ends behind everything that dependencies have opened: a session may commit only as it is closed.
-        """
-        stack = scope.get("fastapi_middleware_astack")
-        if stack is None:
-            return None
-        passage = Passage(self, scope)
-        stack.push(passage)
-        return passage
-
-    async def _check(self, passage: Passage | None, scope: Scope, *, exempt: bool) -> None:
+    async def _check(self, scope: Scope, *, exempt: bool) -> None:
+        stack, passage = scope.get(_STACK), None
+        if stack is not None:
+            passage = Passage(self, scope)
+            stack.push(passage)
         refusal = await self.gate.check(passage, scope, scope.get("endpoint"), exempt=exempt)
         if refusal is not None:
             self.gate.report(refusal, scope, "guard", path_of(scope))
@@ -257,7 +259,7 @@ class Maintenance:
         self.telemetry.begin()
         if app is not None:
             self.warn_of_probes(app)
-        with passing(self):
+        with Passage(self, {}):
             await self.snapshot.first_look(self.settings.read_timeout)
             watching = self.snapshot.watching(self.settings.refresh_interval, self.settings.read_timeout)
             async with watching, _attached(self.snapshot.in_flight):

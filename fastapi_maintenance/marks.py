@@ -19,15 +19,14 @@ class Mark(Enum):
     FORCED_OFF = "force_maintenance_mode_off"
 
 
-class _Count:
-    """How many marks were ever set: a gate looks at no route while it is 0, and anew when it has grown."""
+class Marks:
+    """The marks of this process.
 
-    marks = 0
+    Attributes:
+        count: How many were ever set: a gate looks at no route while it is 0, and anew when it has grown.
+    """
 
-
-def marks_set() -> int:
-    """Give the number of marks set in this process so far."""
-    return _Count.marks
+    count = 0
 
 
 def force_maintenance_mode_on(endpoint: F, /) -> F:
@@ -84,5 +83,5 @@ def _set(endpoint: F, mark: Mark) -> F:
             f"@{mark.value} cannot be put on {name}, a {type(target).__name__}: "
             "mark the function where it is defined (for a method, in the class body), or wrap it in a function"
         ) from None
-    _Count.marks += 1
+    Marks.count += 1
     return endpoint

@@ -13,7 +13,7 @@ from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
-from fastapi_maintenance.marks import mark_of, marks_set
+from fastapi_maintenance.marks import Marks, mark_of
 from fastapi_maintenance.refusal import Refusal, ResponseHandler, answered, deny
 from fastapi_maintenance.routing import Marked, Operation, operation_of, routed
 from fastapi_maintenance.tasks import in_thread, to_the_end
@@ -89,19 +89,17 @@ class MaintenanceModeMiddleware:
             await self._lifespan(scope, receive, send)
             return
         gate = self._bound or await self._find_gate(scope)
-        passage = Passage(gate.owner, scope)
+        passage = None if Marks.count and self._may_be_marked(scope) else gate.admit_if_open(scope)
+        if passage is None:
+            with Passage(gate.owner, scope) as passage:
+                if await self._lets_through(gate, passage, scope, receive, send):
+                    await self._run(gate, scope, receive, send)
+            return
         try:
-            if (marks_set() and self._may_be_marked(scope)) or not gate.admit_if_open(passage, scope):
-                refusal = await self._check(gate, passage, scope)
-                if refusal is not None:
-                    await self._refuse(refusal, scope, receive, send)
-                    return
-            if self._streams is not None and gate.admitted(scope):
-                # Routing writes into the scope, so the question is asked with what it was before.
-                refused = partial(self._would_refuse, gate, dict(scope))
-                await self._streams.run(self.app, scope, receive, send, gate, refused)
-            else:
+            if self._streams is None:
                 await self.app(scope, receive, send)
+            else:
+                await self._run(gate, scope, receive, send)
         finally:
             passage.leave()
 
@@ -114,15 +112,27 @@ class MaintenanceModeMiddleware:
             self._marked = Marked(router)
         return self._marked.may_match(scope)
 
-    async def _check(self, gate: Gate, passage: Passage, scope: Scope) -> Refusal | None:
+    async def _lets_through(self, gate: Gate, passage: Passage, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Let a request through, or refuse it; the long way, for all that an open state does not decide."""
         operation = self._operation(scope)
         if operation is None:
             # Not noted as decided: where this middleware was mistaken, another gate is to ask.
-            return None
+            return True
         refusal = await gate.check(passage, scope, operation.endpoint, docs=operation.docs, applied=False)
-        if refusal is not None:
-            gate.report(refusal, scope, "middleware", operation.path)
-        return refusal
+        if refusal is None:
+            return True
+        gate.report(refusal, scope, "middleware", operation.path)
+        await self._refuse(refusal, scope, receive, send)
+        return False
+
+    async def _run(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, and end its streams when the gate closes to what it was open to."""
+        if self._streams is not None and gate.admitted(scope):
+            # Routing writes into the scope, so the question is asked with what it was before.
+            refused = partial(self._would_refuse, gate, dict(scope))
+            await self._streams.run(self.app, scope, receive, send, gate, refused)
+        else:
+            await self.app(scope, receive, send)
 
     async def _would_refuse(self, gate: Gate, scope: Scope) -> bool:
         operation = self._operation(scope)

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from fastapi_maintenance.exemptions import route_path
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage, path_of
-from fastapi_maintenance.marks import Mark, mark_of, marks_set
+from fastapi_maintenance.marks import Mark, Marks, mark_of
 from fastapi_maintenance.openapi import refusal_response
 from fastapi_maintenance.refusal import answered
 
@@ -219,7 +219,7 @@ class Marked:
 
     def may_match(self, scope: Scope) -> bool:
         """Tell whether `scope` may be for an operation with a mark."""
-        if self._marks != marks_set() or any(routes.changed(router) for router, routes in self._routers):
+        if self._marks != Marks.count or any(routes.changed(router) for router, routes in self._routers):
             self._build()
         if not self._suspects:
             return False
@@ -229,7 +229,7 @@ class Marked:
         return any(_match_leaf(original, context, scope)[0] is Match.FULL for original, context in self._suspects)
 
     def _build(self) -> None:
-        marks = marks_set()
+        marks = Marks.count
         self._routers = []
         self._suspects = [(route, context) for route, context in self._walk(self._router) if self._holds_one(route)]
         self._paths = _paths_of(self._suspects)
@@ -335,15 +335,23 @@ class GatedRoute(APIRoute):
             await super().handle(scope, receive, send)
             return
         gate = self.bound or await self.gate(scope)
-        passage = Passage(gate.owner, scope)
+        passage = gate.admit_if_open(scope, self.endpoint)
+        if passage is None:
+            with Passage(gate.owner, scope) as passage:
+                if await self._lets_through(gate, passage, scope, receive, send):
+                    await super().handle(scope, receive, send)
+            return
         try:
-            if not gate.admit_if_open(passage, scope, self.endpoint):
-                refusal = await gate.check(passage, scope, self.endpoint, applied=False)
-                if refusal is not None:
-                    gate.report(refusal, scope, "route", path_of(scope))
-                    response = await answered(refusal, getattr(scope.get("app"), "exception_handlers", {}), scope)
-                    await response(scope, receive, send)
-                    return
             await super().handle(scope, receive, send)
         finally:
             passage.leave()
+
+    async def _lets_through(self, gate: Gate, passage: Passage, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Let a request through, or refuse it; the long way, for all that an open state does not decide."""
+        refusal = await gate.check(passage, scope, self.endpoint, applied=False)
+        if refusal is None:
+            return True
+        gate.report(refusal, scope, "route", path_of(scope))
+        response = await answered(refusal, getattr(scope.get("app"), "exception_handlers", {}), scope)
+        await response(scope, receive, send)
+        return False

@@ -96,6 +96,8 @@ class Snapshot:
         in_flight: The requests that run behind its gates; where it cannot drain, those of this process.
         holds: Takes and ends holds on it.
         contacted: Whether it was heard, or waited for, once.
+        glance: Gives the state that is stored, where the backend is near and was well when it was looked at; else
+            `None`, and it takes a `look`. May raise what the backend raises.
     """
 
     def __init__(self, backend: StateReader) -> None:
@@ -113,6 +115,7 @@ class Snapshot:
         self.holds = Holder(self)
         self._merged: tuple[MaintenanceState, tuple[Hold, ...], MaintenanceState] | None = None
         self._peek = backend.peek_state if isinstance(backend, StatePeek) else None
+        self.glance: Callable[[], MaintenanceState | None] = _nothing
         self._link = backend if isinstance(backend, StateLink) else None
         follow_forks(self)
 
@@ -120,6 +123,7 @@ class Snapshot:
         """Forget the contact of a thread that the child does not have."""
         if self._link is not None:
             self.contacted, self._known = False, None
+            self.glance = _nothing
 
     @property
     def stale(self) -> float | None:
@@ -164,6 +168,7 @@ class Snapshot:
                     self._known = self._checked(state, "peek_state")
                 if self._failing_since is not None:
                     self._recovered()
+                self.glance = peek
             except Exception as error:  # noqa: BLE001 - whatever a user's backend raises
                 if self._link is not None:
                     self._known = self._link.remembered_state()
@@ -245,6 +250,7 @@ class Snapshot:
             self._recovered()
 
     def _failed(self, error: Exception) -> None:
+        self.glance = _nothing
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             reason = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
@@ -412,6 +418,10 @@ def snapshot_of(backend: object) -> Snapshot:
     except (AttributeError, TypeError):
         logger.debug("%s takes no attributes, so each Maintenance looks at it by itself", type(backend).__name__)
     return snapshot
+
+
+def _nothing() -> None:
+    return None
 
 
 def assumed(when_unknown: str, now: datetime) -> MaintenanceState:

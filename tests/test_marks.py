@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from fastapi_maintenance import MaintenanceModeMiddleware, force_maintenance_mode_off, force_maintenance_mode_on
-from fastapi_maintenance.marks import Mark, mark_of, marks_set
+from fastapi_maintenance.marks import Mark, Marks, mark_of
 
 ON, OFF = force_maintenance_mode_on, force_maintenance_mode_off
 both = pytest.mark.parametrize(("decorator", "mark"), [(ON, Mark.FORCED_ON), (OFF, Mark.FORCED_OFF)])
@@ -134,9 +134,9 @@ def test_marking_twice_alike_is_fine(decorator, mark):
 @both
 def test_each_mark_is_counted(decorator, mark):
     """The number of marks set in the process grows, so that gates look anew."""
-    before = marks_set()
+    before = Marks.count
     assert mark_of(decorator(plain())) is mark
-    assert marks_set() == before + 1
+    assert Marks.count == before + 1
 
 
 # Wrappers
@@ -288,14 +288,14 @@ class Slotted:
 )
 def test_what_takes_no_mark_is_an_error_that_says_what_to_do(endpoint, kind, decorator, mark):
     """A bound method, a builtin or an object without attributes is a `TypeError` that tells where the mark can go."""
-    counted = marks_set()
+    counted = Marks.count
     with pytest.raises(
         TypeError,
         match=rf"^@{mark.value} cannot be put on {kind}: mark the function where it is defined "
         r"\(for a method, in the class body\), or wrap it in a function$",
     ):
         decorator(endpoint)
-    assert marks_set() == counted
+    assert Marks.count == counted
 
 
 @both

@@ -49,24 +49,18 @@ class EnvVarBackend(BaseStateBackend):
 
     def peek_state(self) -> MaintenanceState:
         """Give what the variable says now; `BackendError` when it says nothing known."""
-        if self._stored() != self._raw:
-            self._read()
-        return self._state
-
-    def _stored(self) -> object:
-        """Give the variable as `os.environ` stores it.
-
-        Each request asks, and on the way to the answer "not set" `os.environ` itself raises two exceptions, which takes
-        twenty times longer (issue 7).
-        """
         environ: Any = os.environ
         try:
-            return environ._data.get(self._key)  # noqa: SLF001
+            # As `os.environ` stores it: on its own way to the answer "not set" it raises two exceptions, which takes
+            # twenty times longer, and each request asks (issue 7).
+            stored: object = environ._data.get(self._key)  # noqa: SLF001
         except AttributeError:  # a plain dictionary in its place
-            return environ.get(self.var_name)
+            stored = environ.get(self.var_name)
+        if stored != self._raw:
+            self._read(stored)
+        return self._state
 
-    def _read(self) -> None:
-        stored = self._stored()
+    def _read(self, stored: object) -> None:
         try:
             mode = mode_of_word(os.environ.get(self.var_name, ""))
         except ValueError as error:

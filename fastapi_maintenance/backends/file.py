@@ -9,9 +9,10 @@ import stat
 import threading
 import time
 from collections.abc import Generator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from fastapi_maintenance.backends import locks
 from fastapi_maintenance.backends.base import BaseStateBackend, Edit
@@ -49,14 +50,23 @@ ALIVE_FOR = 0.02
 """Seconds for which a hold that was seen alive is taken to be so."""
 
 
-class _Look(NamedTuple):
-    """What the file was when it was last looked at."""
+@dataclass(slots=True)
+class _Look:
+    """What the file was when it was last looked at.
+
+    Attributes:
+        plain: Whether the state is what the file says: nothing is wrong with it, and no hold may have died meanwhile.
+    """
 
     identity: _Identity
     settled: bool
     raw: bytes | None
     state: MaintenanceState
     error: str | None = None
+    plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.plain = self.error is None and not self.state.holds
 
 
 class LocalFileBackend(BaseStateBackend):
@@ -110,9 +120,11 @@ class LocalFileBackend(BaseStateBackend):
         look = self._look
         if not look.settled or look.identity != self._identify():
             look = self._look = self._read()
+        if look.plain:
+            return look.state
         if look.error is not None:
             raise self._error(look.error)
-        return self._with_live_holds(look.state) if look.state.holds else look.state
+        return self._with_live_holds(look.state)
 
     async def read_state(self) -> MaintenanceState:
         """Give the state."""
@@ -186,11 +198,11 @@ class LocalFileBackend(BaseStateBackend):
             state = _at_least(state, self._lowest(changed=not known_missing))
             return _Look(None, settled=True, raw=None, state=self._with_unlisted(state))
         except OSError as error:
-            return last._replace(settled=False, raw=None, error=f"cannot be read: {_say(error, self.file_path)}")
+            return replace(last, settled=False, raw=None, error=f"cannot be read: {_say(error, self.file_path)}")
         identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         settled = now - info.st_ctime_ns > SETTLED_AFTER
         if raw == last.raw and last.error is None and last.state.revision >= self._lowest(changed=False):
-            return last._replace(identity=identity, settled=settled, state=self._with_unlisted(last.state))
+            return replace(last, identity=identity, settled=settled, state=self._with_unlisted(last.state))
         try:
             state = _at_least(self._parse(raw, info), self._lowest(changed=True))
         except (ValueError, TypeError) as error:

@@ -83,7 +83,9 @@ class MachineInFlight(InFlight):
                     self._cannot_lock(worker, error)
 
     def _take_slot(self) -> bool:
-        worker = self._attached()
+        worker = self._worker
+        if worker is None or not worker.stands():
+            worker = self._attached()
         if worker is None:
             # Without a gate that can be locked nobody drains this worker, as it has told; it serves all the same.
             return True

@@ -22,8 +22,8 @@ from fastapi_maintenance.backends.flock import FlockGate, gate_beside
 from fastapi_maintenance.backends.locks import RangeWorker
 from fastapi_maintenance.backends.slots import MachineInFlight
 from fastapi_maintenance.gate import Gate
-from fastapi_maintenance.inflight import InFlight
-from fastapi_maintenance.marks import _Count
+from fastapi_maintenance.inflight import InFlight, Passage
+from fastapi_maintenance.marks import Marks
 from tests.machines import at_once, in_memory, profile, until_found, with_each
 
 PROFILE = profile("DRAIN_EXAMPLES", 20)
@@ -321,10 +321,15 @@ def takes_no_slot(worker):
     return True
 
 
-def looks_and_counts(gate, passage, scope, endpoint=None):
+def looks_and_counts(gate, scope, endpoint=None):
     """Look at the state before the count, and not again."""
-    passage.counted = gate.owner.snapshot.in_flight
-    return not gate.is_closed_to(scope.get("method")) and passage.counted.enter(passage)
+    if gate.is_closed_to(scope.get("method")):
+        return None
+    passage = Passage(gate.owner, scope, gate.owner.snapshot.in_flight)
+    if passage.counted.enter(passage):
+        return passage
+    passage.leave()
+    return None
 
 
 def counts_nothing(in_flight, request):
@@ -346,7 +351,7 @@ MUTANTS = [
 def test_a_mutant_is_found(machine, owner, name, mutant, monkeypatch):
     """The machine fails when something is broken on purpose."""
     # With marks of other tests about, requests would not take the path that is broken here.
-    monkeypatch.setattr(_Count, "marks", 0)
+    monkeypatch.setattr(Marks, "count", 0)
     monkeypatch.setattr(owner, name, mutant)
     with pytest.raises(AssertionError):
         explore(machine, settings=until_found(PROFILE))

@@ -57,7 +57,7 @@ _REFUSED = (Verdict.REFUSED, Verdict.REFUSED_UNLESS_EXEMPT)
 class _Reading:
     """The mode that `state` means from `begin` until `end` (seconds since the epoch), or whatever the time is."""
 
-    __slots__ = ("always", "begin", "end", "mode", "state", "status", "told")
+    __slots__ = ("always", "begin", "end", "mode", "refuses", "state", "status", "told")
 
     def __init__(self, state: MaintenanceState, seen: MaintenanceState, now: datetime) -> None:
         causes, change = seen.active_causes(now), seen.next_change(now)
@@ -65,6 +65,7 @@ class _Reading:
         self.mode: Mode | None = causes[0].mode if causes else None
         self.always = not seen.windows and (seen.switch is None or seen.switch.until is None)
         self.status: MaintenanceStatus | None = None
+        self.refuses: MaintenanceStatus | None = None
         self.told = (inf, -inf)
         self.begin = now.timestamp()
         self.end = inf if change is None else change.timestamp()
@@ -72,11 +73,18 @@ class _Reading:
     def tell(self, status: MaintenanceStatus, now: float) -> None:
         """Keep what was computed at `now`, for as long as it is true."""
         self.status = status
+        # A milder mode asks each request for its method.
+        self.refuses = status if self.mode == "full" else None
         end = self.end
         if status.until is not None and status.retry_after is not None:
             # Until the seconds left are one less.
             end = min(end, status.until.timestamp() - status.retry_after + 1)
         self.told = (-inf, inf) if self.always else (now, end)
+
+    def tells(self, now: float) -> bool:
+        """Tell whether what was kept is true at `now`."""
+        begin, end = self.told
+        return begin <= now < end
 
 
 class Gate:
@@ -131,7 +139,7 @@ class Gate:
     def _status(self, state: MaintenanceState) -> MaintenanceStatus:
         """Give what `state` means now; computed again when a clock may have changed it, be it only `retry_after`."""
         reading, settings = self._reading, self.owner.settings
-        if reading.state is state and reading.status is not None and reading.told[0] <= time.time() < reading.told[1]:
+        if reading.state is state and reading.status is not None and reading.tells(time.time()):
             return reading.status
         now = utcnow()
         status = self._as_seen(state).at(now, message=settings.message, retry_after=settings.retry_after)
@@ -225,6 +233,33 @@ class Gate:
         """Give why a gate of the object has let this request through, `None` where none has."""
         owner = self.owner
         return next((p.verdict for p in noted(scope) if p.owner is owner and p.is_for(scope)), None)
+
+    def refuse_again(
+        self, scope: Scope, endpoint: object, *, excused: bool = False, applied: bool | None = None
+    ) -> Refusal | None:
+        """Give the answer that such a request got before, if nothing has changed since; never waits.
+
+        Args:
+            scope: The ASGI scope.
+            endpoint: What the request is for, where its mark is.
+            excused: Whether there may be a reason of its own to let it through.
+            applied: `False` when no code of the application has run yet.
+
+        Returns:
+            The refusal; `None` where there is more to ask, which `check` does.
+        """
+        reading, snapshot = self._reading, self.owner.snapshot
+        status = reading.refuses
+        if status is None or NOTES in scope or snapshot.holds.local or excused or self._exemptions.given:
+            return None
+        if Marks.count and mark_of(endpoint) is not None:
+            return None
+        try:
+            same = snapshot.glance() is reading.state and (reading.always or reading.tells(time.time()))
+        except Exception:  # noqa: BLE001 - whatever a user's backend raises: `check` asks again, and tells of it
+            return None
+        snapshot.in_flight.join()
+        return self._refusals.again(scope, status, applied) if same else None
 
     async def check(
         self,

@@ -19,7 +19,7 @@ from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate, current_owner
 from fastapi_maintenance.holds import Drain, HoldContext, hold_template
-from fastapi_maintenance.inflight import InFlight, Passage, Worker, noted, path_of
+from fastapi_maintenance.inflight import NOTES, InFlight, Passage, Worker, noted, path_of
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
 from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
@@ -126,11 +126,12 @@ class Maintenance:
         async def guard(connection: HTTPConnection) -> None:
             scope = connection.scope
             stack = scope.get(_STACK)
-            passage = None if stack is None else gate.admit_if_open(scope, scope.get("endpoint"))
-            if passage is None:
-                await self._check(scope, exempt=False)
-            else:
-                stack.push(passage)
+            if stack is not None:
+                passage = gate.admit_if_open(scope, scope.get("endpoint"))
+                if passage is not None:
+                    stack.push(passage)
+                    return
+            await self._check(scope, exempt=False)
 
         vars(guard)["maintenance"] = self
         return guard
@@ -155,7 +156,10 @@ class Maintenance:
         if stack is not None:
             passage = Passage(self, scope)
             stack.push(passage)
-        refusal = await self.gate.check(passage, scope, scope.get("endpoint"), exempt=exempt)
+        endpoint = scope.get("endpoint")
+        refusal = self.gate.refuse_again(scope, endpoint, excused=exempt) or await self.gate.check(
+            passage, scope, endpoint, exempt=exempt
+        )
         if refusal is not None:
             self.gate.report(refusal, scope, "guard", path_of(scope))
             error = refusal.error()
@@ -459,7 +463,9 @@ class MaintenanceRoute(GatedRoute):
 
     async def gate(self, scope: Scope) -> Gate:
         """Give the gate of the object that serves this request."""
-        return (await serving(scope)).gate
+        app = scope.get("app")
+        given = await overridden(app) if get_maintenance in getattr(app, "dependency_overrides", ()) else None
+        return (given or _passed(scope) or _guarding(app) or get_maintenance()).gate
 
 
 @cache
@@ -525,14 +531,11 @@ async def overridden(app: object) -> Maintenance | None:
     return given
 
 
-async def serving(scope: Scope) -> Maintenance:
-    """Give the object that serves a request at a gate that is bound to none."""
-    app = scope.get("app")
-    given = await overridden(app) if get_maintenance in getattr(app, "dependency_overrides", ()) else None
-    if given is not None:
-        return given
-    passed = next((passage.owner for passage in noted(scope) if isinstance(passage.owner, Maintenance)), None)
-    return passed or _guarding(app) or get_maintenance()
+def _passed(scope: Scope) -> Maintenance | None:
+    """Give the object whose gate a request has come through."""
+    if NOTES not in scope:
+        return None
+    return next((passage.owner for passage in noted(scope) if isinstance(passage.owner, Maintenance)), None)
 
 
 def _guarding(app: Any) -> Maintenance | None:

@@ -118,7 +118,10 @@ class MaintenanceModeMiddleware:
         if operation is None:
             # Not noted as decided: where this middleware was mistaken, another gate is to ask.
             return True
-        refusal = await gate.check(passage, scope, operation.endpoint, docs=operation.docs, applied=False)
+        endpoint, docs = operation.endpoint, operation.docs
+        refusal = gate.refuse_again(scope, endpoint, excused=docs, applied=False) or await gate.check(
+            passage, scope, endpoint, docs=docs, applied=False
+        )
         if refusal is None:
             return True
         gate.report(refusal, scope, "middleware", operation.path)

@@ -33,6 +33,9 @@ ResponseHandler: TypeAlias = Callable[..., Response | Awaitable[Response]]
 _FORMS = ("application/json", "application/problem+json", "text/html", "text/plain")
 _EVENT_STREAM = "text/event-stream"
 _RECONNECT_AFTER = 30
+_KNOWN_REQUESTS = 64
+"""Requests, by all that their answer depends on, that are remembered while a status holds."""
+
 _KNOWN_CODES = frozenset(HTTPStatus)
 
 DENIAL_EXTENSION = "websocket.http.response"
@@ -82,6 +85,21 @@ class Refusal:
         return Refusal(self.status, bare, self.detail)
 
 
+class _Made:
+    """The built-in answers of a gate while one status holds; what says the same is not made again.
+
+    Attributes:
+        status: It.
+        by_form: The answers, by media type and `applied`.
+        by_request: The same, by all of a request that they depend on: `Accept`, method, and `applied`.
+    """
+
+    def __init__(self, status: MaintenanceStatus | None) -> None:
+        self.status = status
+        self.by_form: dict[tuple[str, bool | None], Refusal] = {}
+        self.by_request: dict[tuple[bytes, str | None, bool | None], Refusal] = {}
+
+
 class Refusals:
     """Makes the refusals of one gate.
 
@@ -98,7 +116,12 @@ class Refusals:
         self._page = _page(settings.page_template)
         self._handler = handler
         self._takes_status = handler is not None and _takes_two(handler)
-        self._made: tuple[MaintenanceStatus | None, dict[object, Refusal]] = (None, {})
+        self._made = _Made(None)
+
+    def again(self, scope: Scope, status: MaintenanceStatus, applied: bool | None) -> Refusal | None:  # noqa: FBT001 - as in a refusal
+        """Give the refusal that such a request got with the same `status` object, `None` where none did."""
+        made = self._made
+        return made.by_request.get((_accept(scope), scope.get("method"), applied)) if made.status is status else None
 
     async def make(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:
         """Make the refusal of one request.
@@ -123,31 +146,27 @@ class Refusals:
             status = replace(status, retry_after=status.retry_after + later)
         method = scope.get("method")
         streams = settings.event_streams == "retry" and method == "GET"
-        form = preferred(_accept(scope), (*_FORMS, _EVENT_STREAM) if streams else _FORMS)
+        accept = _accept(scope)
+        form = preferred(accept.decode("latin-1"), (*_FORMS, _EVENT_STREAM) if streams else _FORMS)
         own = None
         if form == _EVENT_STREAM:
             own = _try_again(status)
         elif self._handler is not None:
             own = await self._ask(self._handler, scope, status)
-        if own is None:
-            refusal = self._built_in(form, status, applied=applied)
-        else:
+        if own is not None:
             refusal = Refusal(status, _marked(own, status), status.message or settings.message)
-        return refusal if method != "HEAD" else refusal.without_body()
-
-    def _built_in(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:
-        """Give the built-in answer; what says the same as the last ones is not made again."""
-        if form == "text/html":
+        elif form == "text/html":
             # The page tells the time.
-            return self._make(form, status, applied=applied)
-        made_for, made = self._made
-        if made_for is not status:
-            made = {}
-            self._made = (status, made)
-        refusal = made.get((form, applied))
-        if refusal is None:
-            refusal = made[form, applied] = self._make(form, status, applied=applied)
-        return refusal
+            refusal = self._make(form, status, applied=applied)
+        else:
+            made = self._made
+            if made.status is not status:
+                made = self._made = _Made(status)
+            refusal = made.by_form.get((form, applied)) or self._make(form, status, applied=applied)
+            made.by_form[form, applied] = refusal
+            if self._handler is None and method != "HEAD" and len(made.by_request) < _KNOWN_REQUESTS:
+                made.by_request[accept, method, applied] = refusal
+        return refusal if method != "HEAD" else refusal.without_body()
 
     def _make(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:
         code = self._settings.status_code
@@ -233,8 +252,12 @@ def _try_again(status: MaintenanceStatus) -> Response:
     return Response(f"retry: {after * 1000}\n\n", media_type=_EVENT_STREAM, headers={"Vary": "Accept"})
 
 
-def _accept(scope: Scope) -> str:
-    return b",".join([value for name, value in scope["headers"] if name == b"accept"]).decode("latin-1")
+def _accept(scope: Scope) -> bytes:
+    headers = scope["headers"]
+    once: dict[bytes, bytes] = dict(headers)
+    if len(once) == len(headers):
+        return once.get(b"accept", b"")
+    return b",".join([value for name, value in headers if name == b"accept"])
 
 
 def _sendable(message: str) -> str:
@@ -299,12 +322,17 @@ class _Refusing:
         return None
 
 
+def handler_for(refusal: Refusal, registered: Mapping[Any, Any]) -> Any:
+    """Give the application's own exception handler that answers `refusal`, `None` where it has none."""
+    return registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
+
+
 async def answered(refusal: Refusal, registered: Mapping[Any, Any], scope: Scope) -> Response:
     """Give what the application's own handler for `MaintenanceActive`, else for the status code, makes of `refusal`.
 
     For a gate outside of the application's own exception handling.
     """
-    handler = registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
+    handler = handler_for(refusal, registered)
     answer = None if handler is None else await _asked(handler, connection(scope), refusal.error())
     return answer or refusal.response
 

@@ -19,7 +19,7 @@ from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage, path_of
 from fastapi_maintenance.marks import Mark, Marks, mark_of
 from fastapi_maintenance.openapi import refusal_response
-from fastapi_maintenance.refusal import answered
+from fastapi_maintenance.refusal import answered, handler_for
 
 _iter_route_contexts = getattr(fastapi.routing, "iter_route_contexts", None)
 """There from FastAPI 0.137.2."""
@@ -336,22 +336,22 @@ class GatedRoute(APIRoute):
             return
         gate = self.bound or await self.gate(scope)
         passage = gate.admit_if_open(scope, self.endpoint)
-        if passage is None:
-            with Passage(gate.owner, scope) as passage:
-                if await self._lets_through(gate, passage, scope, receive, send):
-                    await super().handle(scope, receive, send)
+        if passage is not None:
+            try:
+                await super().handle(scope, receive, send)
+            finally:
+                passage.leave()
             return
-        try:
-            await super().handle(scope, receive, send)
-        finally:
-            passage.leave()
-
-    async def _lets_through(self, gate: Gate, passage: Passage, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Let a request through, or refuse it; the long way, for all that an open state does not decide."""
-        refusal = await gate.check(passage, scope, self.endpoint, applied=False)
-        if refusal is None:
-            return True
+        refusal = gate.refuse_again(scope, self.endpoint, applied=False)
+        handlers = getattr(scope.get("app"), "exception_handlers", {})
+        if refusal is not None and handler_for(refusal, handlers) is None:
+            answer = refusal.response
+        else:
+            with Passage(gate.owner, scope) as passage:
+                refusal = refusal or await gate.check(passage, scope, self.endpoint, applied=False)
+                if refusal is None:
+                    await super().handle(scope, receive, send)
+                    return
+                answer = await answered(refusal, handlers, scope)
         gate.report(refusal, scope, "route", path_of(scope))
-        response = await answered(refusal, getattr(scope.get("app"), "exception_handlers", {}), scope)
-        await response(scope, receive, send)
-        return False
+        await answer(scope, receive, send)

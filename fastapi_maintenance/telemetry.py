@@ -87,14 +87,11 @@ class Telemetry:
             span = getattr(scope.get(_SERVER), "span", None) or trace.get_current_span()
             if span.is_recording():
                 span.set_attribute("maintenance.mode", mode)
-                span.add_event("maintenance.refused", self._attributes(gate))
+                span.add_event("maintenance.refused", {"maintenance.gate": gate, "maintenance.scope": self.scope})
         if self._counter is None:
             self.begin()
         if self._counter is not None:
-            attributes = self._attributes(gate)
+            attributes = {"maintenance.gate": gate, "maintenance.scope": self.scope}
             if route is not None:
                 attributes["http.route"] = route
             self._counter.add(1, attributes)
-
-    def _attributes(self, gate: str) -> dict[str, str]:
-        return {"maintenance.gate": gate, "maintenance.scope": self.scope}

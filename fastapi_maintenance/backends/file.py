@@ -8,9 +8,10 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,6 +36,10 @@ _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLO
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 _Identity: TypeAlias = tuple[int, int, int, int, int] | None
+
+_identity: Callable[[os.stat_result], _Identity] = attrgetter(
+    "st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"
+)
 
 _UNSEEN: _Identity = (-1, -1, -1, -1, -1)
 """What a file is that may be there but cannot be looked at."""
@@ -180,12 +185,11 @@ class LocalFileBackend(BaseStateBackend):
 
     def _identify(self) -> _Identity:
         try:
-            info = os.lstat(self.file_path)
+            return _identity(os.lstat(self.file_path))
         except FileNotFoundError:
             return None
         except OSError:
             return _UNSEEN
-        return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
     def _read(self) -> _Look:
         last = self._look
@@ -199,7 +203,7 @@ class LocalFileBackend(BaseStateBackend):
             return _Look(None, settled=True, raw=None, state=self._with_unlisted(state))
         except OSError as error:
             return replace(last, settled=False, raw=None, error=f"cannot be read: {_say(error, self.file_path)}")
-        identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+        identity = _identity(info)
         settled = now - info.st_ctime_ns > SETTLED_AFTER
         if raw == last.raw and last.error is None and last.state.revision >= self._lowest(changed=False):
             return replace(last, identity=identity, settled=settled, state=self._with_unlisted(last.state))

@@ -129,7 +129,10 @@ async def build(subject: Subject, folder: Path) -> Built:
     if subject.package == WAYGATE:
         return await _waygate(subject)
     dependencies = [Depends(_empty_dependency)] if subject.gate == "empty dependency" else []
-    route_class = _FixedRoute if subject.gate == "fixed refusal" else None
+    route_class = None
+    if subject.gate == "fixed refusal":
+        looks_at = folder / f"{os.getpid()}-{next(_numbers)}.least" if subject.backend == "file" else None
+        route_class = _fixed_route(looks_at)
     built = _with_routes(subject, FastAPI(dependencies=dependencies), route_class)
     if subject.gate == "empty middleware":
         built.app.add_middleware(EmptyMiddleware)
@@ -234,14 +237,26 @@ class LeastMiddleware:
 async def _empty_dependency() -> None: ...
 
 
-class _FixedRoute(APIRoute):
-    """Refuses with bytes that are always the same: nothing that a route class does can cost less."""
+def _fixed_route(path: Path | None) -> type[APIRoute]:
+    """Give a class that refuses with bytes that are always the same: nothing that a route class does can cost less.
 
-    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b'{"detail":"Service temporarily unavailable due to maintenance"}'
-        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    Args:
+        path: A file to look at first.
+    """
+    if path is not None:
+        path.touch()
+    place = None if path is None else str(path)
+
+    class FixedRoute(APIRoute):
+        async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+            if place is not None:
+                os.lstat(place)
+            body = b'{"detail":"Service temporarily unavailable due to maintenance"}'
+            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 503, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+    return FixedRoute
 
 
 # This package
@@ -387,7 +402,7 @@ def gates() -> list[Subject]:
         Subject(gate="empty middleware"),
         *(Subject(gate="least middleware", backend=backend) for backend in ("memory", "file") if has_range_locks()),
         Subject(gate="empty dependency"),
-        Subject(gate="fixed refusal", closed=True),
+        *(Subject(gate="fixed refusal", backend=backend, closed=True) for backend in ("", "file")),
         *ours,
         Subject(OURS, "unbound route class", DEFAULT_OBJECT),
     ]

@@ -57,7 +57,7 @@ _REFUSED = (Verdict.REFUSED, Verdict.REFUSED_UNLESS_EXEMPT)
 class _Reading:
     """The mode that `state` means from `begin` until `end` (seconds since the epoch), or whatever the time is."""
 
-    __slots__ = ("always", "begin", "end", "mode", "refuses", "state", "status", "told")
+    __slots__ = ("always", "begin", "end", "mode", "state", "status", "told")
 
     def __init__(self, state: MaintenanceState, seen: MaintenanceState, now: datetime) -> None:
         causes, change = seen.active_causes(now), seen.next_change(now)
@@ -65,7 +65,6 @@ class _Reading:
         self.mode: Mode | None = causes[0].mode if causes else None
         self.always = not seen.windows and (seen.switch is None or seen.switch.until is None)
         self.status: MaintenanceStatus | None = None
-        self.refuses: MaintenanceStatus | None = None
         self.told = (inf, -inf)
         self.begin = now.timestamp()
         self.end = inf if change is None else change.timestamp()
@@ -73,8 +72,6 @@ class _Reading:
     def tell(self, status: MaintenanceStatus, now: float) -> None:
         """Keep what was computed at `now`, for as long as it is true."""
         self.status = status
-        # A milder mode asks each request for its method.
-        self.refuses = status if self.mode == "full" else None
         end = self.end
         if status.until is not None and status.retry_after is not None:
             # Until the seconds left are one less.
@@ -203,8 +200,9 @@ class Gate:
         if endpoint is not None and Marks.count and mark_of(endpoint) is not None:
             return None
         owner = self.owner
-        if NOTES in scope:
-            return None if self._noted(scope) is None else Passage(owner, scope)
+        earlier = scope.get(NOTES)
+        if earlier is not None and self._noted(scope) is not None:
+            return Passage(owner, scope)
         # Who was closed when last looked at is looked at by `check`, once and without being counted first.
         if self._reading.mode is not None:
             return None
@@ -218,7 +216,7 @@ class Gate:
             elif (snapshot.glance() is self._open and not snapshot.holds.local) or self._is_open_to(scope):
                 # What stands in here for switch and windows says nothing to another gate.
                 if self._enabled is None:
-                    passage.verdict = _ADMITTED
+                    passage.verdict, passage.before = _ADMITTED, earlier
                     scope[NOTES] = passage
                 return passage
         except Exception:  # noqa: BLE001, S110 - whatever a user's backend raises: `check` asks again, and tells of it
@@ -249,7 +247,7 @@ class Gate:
             The refusal; `None` where there is more to ask, which `check` does.
         """
         reading, snapshot = self._reading, self.owner.snapshot
-        status = reading.refuses
+        status = reading.status
         if status is None or NOTES in scope or snapshot.holds.local or excused or self._exemptions.given:
             return None
         if Marks.count and mark_of(endpoint) is not None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial, wraps
 from types import TracebackType
-from typing import NamedTuple, ParamSpec, Protocol, Self, TypeVar, get_args
+from typing import ParamSpec, Protocol, Self, TypeVar, get_args
 
 import anyio
 
@@ -54,16 +54,17 @@ _LONGEST = 1e9
 """Seconds that a drain may wait: thirty years."""
 
 
-class Drain(NamedTuple):
+class Drain:
     """What a hold is asked to wait for before its block runs.
 
-    Attributes:
+    Args:
         seconds: How long to wait until nothing is running; 0 is one try.
         min_workers: How many workers there must be.
     """
 
-    seconds: float
-    min_workers: int
+    def __init__(self, seconds: float, min_workers: int) -> None:
+        self.seconds = seconds
+        self.min_workers = min_workers
 
     @classmethod
     def asked(cls, seconds: float | None, min_workers: int, mode: str) -> Self | None:

@@ -212,11 +212,7 @@ class Passage:
 
     def note(self, scope: Scope, verdict: object) -> None:
         """Note in the scope that the request was let through; it holds no longer than the passage."""
-        before = scope.get(NOTES)
-        while before is not None and before.verdict is None:
-            # A middleware outside runs the application again with this scope.
-            before = before.before
-        self.before, self.verdict = before, verdict
+        self.verdict, self.before = verdict, scope.get(NOTES)
         scope[NOTES] = self
 
     def is_for(self, scope: Scope) -> bool:

@@ -36,6 +36,9 @@ _RECONNECT_AFTER = 30
 _KNOWN_REQUESTS = 64
 """Requests, by all that their answer depends on, that are remembered while a status holds."""
 
+_SHORT = 256
+"""Bytes of an `Accept` that is worth remembering: a browser's has about 130."""
+
 _KNOWN_CODES = frozenset(HTTPStatus)
 
 DENIAL_EXTENSION = "websocket.http.response"
@@ -98,6 +101,11 @@ class _Made:
         self.status = status
         self.by_form: dict[tuple[str, bool | None], Refusal] = {}
         self.by_request: dict[tuple[bytes, str | None, bool | None], Refusal] = {}
+
+    def remember(self, request: tuple[bytes, str | None, bool | None], refusal: Refusal) -> None:
+        """Keep what a request was answered, unless it is a rare one."""
+        if len(self.by_request) < _KNOWN_REQUESTS and len(request[0]) <= _SHORT:
+            self.by_request[request] = refusal
 
 
 class Refusals:
@@ -164,8 +172,8 @@ class Refusals:
                 made = self._made = _Made(status)
             refusal = made.by_form.get((form, applied)) or self._make(form, status, applied=applied)
             made.by_form[form, applied] = refusal
-            if self._handler is None and method != "HEAD" and len(made.by_request) < _KNOWN_REQUESTS:
-                made.by_request[accept, method, applied] = refusal
+            if self._handler is None and method != "HEAD":
+                made.remember((accept, method, applied), refusal)
         return refusal if method != "HEAD" else refusal.without_body()
 
     def _make(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:

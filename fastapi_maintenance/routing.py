@@ -345,13 +345,15 @@ class GatedRoute(APIRoute):
         refusal = gate.refuse_again(scope, self.endpoint, applied=False)
         handlers = getattr(scope.get("app"), "exception_handlers", {})
         if refusal is not None and handler_for(refusal, handlers) is None:
-            answer = refusal.response
-        else:
-            with Passage(gate.owner, scope) as passage:
-                refusal = refusal or await gate.check(passage, scope, self.endpoint, applied=False)
-                if refusal is None:
-                    await super().handle(scope, receive, send)
-                    return
-                answer = await answered(refusal, handlers, scope)
-        gate.report(refusal, scope, "route", path_of(scope))
-        await answer(scope, receive, send)
+            # Without a passage: no code of the application runs that could ask which object is the current one.
+            gate.report(refusal, scope, "route", path_of(scope))
+            await refusal.response(scope, receive, send)
+            return
+        with Passage(gate.owner, scope) as passage:
+            refusal = refusal or await gate.check(passage, scope, self.endpoint, applied=False)
+            if refusal is None:
+                await super().handle(scope, receive, send)
+            else:
+                gate.report(refusal, scope, "route", path_of(scope))
+                response = await answered(refusal, handlers, scope)
+                await response(scope, receive, send)

@@ -96,8 +96,8 @@ class Snapshot:
         in_flight: The requests that run behind its gates; where it cannot drain, those of this process.
         holds: Takes and ends holds on it.
         contacted: Whether it was heard, or waited for, once.
-        glance: Gives the state that is stored, where the backend is near and was well when it was looked at; else
-            `None`, and it takes a `look`. May raise what the backend raises.
+        glance: Gives what is stored, while all was well at the last look; `None` where it takes another `look` to know.
+            May raise what the backend raises.
     """
 
     def __init__(self, backend: StateReader) -> None:
@@ -106,6 +106,7 @@ class Snapshot:
         self.contacted = False
         self._known: MaintenanceState | None = None
         self._asked_at = -inf
+        self._shortest_interval = inf
         self._changes = 0
         self._failing_since: float | None = None
         self._feed_fails = False
@@ -159,8 +160,10 @@ class Snapshot:
         """
         peek = self._peek
         if peek is None:
+            self._shortest_interval = min(self._shortest_interval, refresh_interval)
             if time.monotonic() - self._asked_at >= refresh_interval:
                 self._refresh(read_timeout)
+            self.glance = _nothing if self._failing_since is not None else self._recent
         elif self._link is None or self.contacted or self._link.heard:
             try:
                 state = peek()
@@ -175,6 +178,10 @@ class Snapshot:
                 self._failed(error)
         known = self._known
         return known if known is None or not self.holds.local else self._with_local(known)
+
+    def _recent(self) -> MaintenanceState | None:
+        """Give what is known of a distant backend, `None` when it is time to ask again."""
+        return self._known if time.monotonic() - self._asked_at < self._shortest_interval else None
 
     def last_known(self) -> MaintenanceState | None:
         """Give the last known state, a near backend's of now; in any thread."""

@@ -1,0 +1,183 @@
+"""A gate that has been asked much answers as one that has been asked nothing."""
+
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.responses import PlainTextResponse
+
+from fastapi_maintenance import (
+    BackendError,
+    Maintenance,
+    MaintenanceModeMiddleware,
+    MaintenanceSettings,
+    force_maintenance_mode_off,
+    force_maintenance_mode_on,
+)
+from fastapi_maintenance.backends import MemoryBackend
+from fastapi_maintenance.refusal import Refusals
+
+pytestmark = pytest.mark.no_cover  # the same lines again and again, at a third of the speed
+
+GATES = ("guard", "route class", "middleware")
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+class Flaky(MemoryBackend):
+    """Cannot be read while it is told so."""
+
+    fails = False
+
+    def peek_state(self):
+        """Give the state, or fail."""
+        if self.fails:
+            raise BackendError("flaky", "as it was told")
+        return super().peek_state()
+
+
+def own_answer(request, status):
+    """Answer with what is known, for one path."""
+    if request.url.path == "/y":
+        return None
+    return PlainTextResponse(f"{status.mode} {status.message} {status.retry_after}", 418)
+
+
+def behind(gate, maintenance):
+    """Give an app with operations that are let through, refused, and without a mark."""
+    app = FastAPI(dependencies=[Depends(maintenance.guard)] if gate == "guard" else None)
+    router = APIRouter(route_class=maintenance.route_class) if gate == "route class" else APIRouter()
+
+    async def plain():
+        return "open"
+
+    async def off():
+        return "open"
+
+    async def on():
+        return "open"
+
+    for path, endpoint in (("/x", plain), ("/y", plain), ("/exempt", plain), ("/off", off), ("/on", on)):
+        router.add_api_route(path, endpoint, methods=["GET", "HEAD", "POST"])
+    force_maintenance_mode_off(off)
+    force_maintenance_mode_on(on)
+    app.include_router(router)
+    if gate == "middleware":
+        app.add_middleware(MaintenanceModeMiddleware, maintenance=maintenance)
+    return app
+
+
+async def ask(app, method, path, accepts):
+    """Give all that an application sends."""
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "client": None, "root_path": ""}
+    headers = [(b"accept", accept.encode()) for accept in accepts]
+    told = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        told.append(message)
+
+    await app({**scope, "headers": headers}, receive, send)
+    return told
+
+
+requests = st.tuples(
+    st.sampled_from(["GET", "GET", "POST", "HEAD"]),
+    st.sampled_from(["/x", "/x", "/y", "/exempt", "/off", "/on", "/docs", "/nowhere"]),
+    st.sampled_from([(), (), ("text/event-stream",), ("text/plain",), ("nonsense;;q=x", "text/html")]),
+)
+changes = st.one_of(
+    st.tuples(st.just("enable"), st.sampled_from([None, "why"]), st.sampled_from([None, 2, 9]), st.booleans()),
+    st.tuples(st.just("enable"), st.just("why"), st.sampled_from([None, 9]), st.just(False)),
+    st.tuples(st.just("plan"), st.sampled_from([0, 2]), st.sampled_from([3, 5])),
+    st.tuples(st.just("pass"), st.sampled_from([0.4, 1.0, 2.0])),
+    st.sampled_from([("disable",), ("fail",), ("pass", 0)]),
+)
+steps = st.tuples(changes, st.lists(requests, min_size=1, max_size=4), st.integers(1, 3))
+"""Something changes, then some requests come, each of them once or more often."""
+
+
+class Clock:
+    """A time that stands still until it is told to go on."""
+
+    now = NOON
+
+    def utcnow(self):
+        """Give it as the package reads it."""
+        return self.now
+
+    def time(self):
+        """Give it as the system tells it."""
+        return self.now.timestamp()
+
+    def after(self, seconds):
+        """Give a later time."""
+        return self.now + timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Give the clock that the package goes by."""
+    clock = Clock()
+    for module in ("maintenance", "gate", "holds", "snapshot", "refusal", "backends.memory"):
+        monkeypatch.setattr(f"fastapi_maintenance.{module}.utcnow", clock.utcnow)
+    monkeypatch.setattr("fastapi_maintenance.gate.time", clock)
+    return clock
+
+
+@pytest.fixture
+def given_again(monkeypatch):
+    """Give a list of all refusals that were given again."""
+    given, again = [], Refusals.again
+    monkeypatch.setattr(Refusals, "again", lambda *asked: given.append(again(*asked)) or given[-1])
+    return given
+
+
+async def change(maintenance, clock, what, *how):
+    """Change the state, the time, or whether the state can be read."""
+    if what == "enable":
+        message, seconds, reads = how
+        until = None if seconds is None else clock.after(seconds)
+        await maintenance.enable(message=message, until=until, mode="read_only" if reads else "full")
+    elif what == "disable":
+        await maintenance.disable()
+    elif what == "plan":
+        await maintenance.schedule(*map(clock.after, how))
+    elif what == "pass":
+        clock.now = clock.after(*how)
+    else:
+        maintenance.backend.fails = not maintenance.backend.fails
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize(
+    ("configured", "handler"),
+    [({}, None), ({}, own_answer), ({"exempt_paths": ("/exempt",)}, None), ({"event_streams": "retry"}, None)],
+    ids=["built in", "own answer", "exemptions", "event streams"],
+)
+def test_what_was_asked_before_changes_no_answer(gate, handler, configured, clock, given_again):
+    """Whatever was asked, changed or failed, and whatever the time: a new object on the same state answers the same."""
+    options = {"settings": MaintenanceSettings(**configured), "response_handler": handler}
+
+    async def compare(run):
+        clock.now = NOON
+        options["backend"] = Flaky()
+        maintenance = Maintenance(**options)
+        app = behind(gate, maintenance)
+        for how, asked, times in run:
+            await change(maintenance, clock, *how)
+            for request in asked * times:
+                assert await ask(app, *request) == await ask(behind(gate, Maintenance(**options)), *request)
+        assert maintenance.backend.in_flight.operations() == ()
+
+    @given(st.lists(steps, min_size=2, max_size=8))
+    @settings(max_examples=30, deadline=None, derandomize=True, database=None)
+    def explore(run):
+        anyio.run(compare, run)
+
+    explore()
+    assert any(given_again) is (handler is None and "exempt_paths" not in configured)

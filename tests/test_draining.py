@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from contextlib import asynccontextmanager
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import anyio
 import httpx
@@ -27,7 +27,7 @@ from fastapi_maintenance import (
     maintenance_mode_on,
 )
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
-from fastapi_maintenance.inflight import InFlight
+from fastapi_maintenance.inflight import InFlight, current_passage
 from fastapi_maintenance.state import Hold, utcnow
 from tests.waiting import PATIENCE, until
 
@@ -605,6 +605,68 @@ async def test_who_is_kept_out_by_the_slots_is_refused_even_if_the_state_says_op
     maintenance = Maintenance(backend=MemoryBackend())
     maintenance.snapshot.in_flight = Full()
     assert await Service(maintenance, gates).ask("/quick") == 503
+
+
+class Failing(MemoryBackend):
+    """Raises what it is told when it is looked at."""
+
+    error = None
+
+    def peek_state(self):
+        """Give the state, or fail."""
+        if self.error is not None:
+            raise self.error
+        return super().peek_state()
+
+
+@each_gate
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_backend_that_fails_while_a_request_is_counted(gates, closed):
+    """The last known state decides, one warning tells of it, and the request is counted out again."""
+    backend = Failing()
+    maintenance = Maintenance(backend=backend)
+    service = Service(maintenance, gates)
+    if closed:
+        await maintenance.enable()
+    before = [await service.ask("/quick") for _ in range(3)]
+    backend.error = RuntimeError("as it was told")
+    while_it_fails = [await service.ask("/quick") for _ in range(3)]
+    assert before == while_it_fails == [503 if closed else 200] * 3
+    assert backend.in_flight.operations() == ()
+
+
+@each_gate
+async def test_whatever_breaks_off_the_look_leaves_nothing_counted(gates):
+    """An interrupt in the middle of the look goes on to the server, and the request is counted no more."""
+
+    class Interrupted(BaseException):
+        pass
+
+    backend = Failing()
+    maintenance = Maintenance(backend=backend)
+    service = Service(maintenance, gates)
+    assert await service.ask("/quick") == 200
+    backend.error = Interrupted()
+    with pytest.raises(Interrupted):
+        await service.ask("/quick")
+    assert (backend.in_flight.operations(), current_passage()) == ((), None)
+
+
+@pytest.mark.parametrize("gates", ["middleware", "route", "guard"])
+async def test_two_objects_before_one_application(gates, monkeypatch):
+    """A request that both let in is counted by both, without a walk over the routes, until it ends."""
+    inner, outer = (Maintenance(backend=MemoryBackend()) for _ in range(2))
+    service = Service(inner, gates)
+    service.app.add_middleware(MaintenanceModeMiddleware, maintenance=outer)
+    assert await service.ask("/quick") == 200
+    monkeypatch.setattr("fastapi_maintenance.middleware.operation_of", Mock(side_effect=AssertionError))
+    async with service.asking("/async"):
+        counted = [maintenance.snapshot.in_flight.operations() for maintenance in (inner, outer)]
+    assert counted == [("GET /async",)] * 2
+    assert [maintenance.snapshot.in_flight.operations() for maintenance in (inner, outer)] == [()] * 2
+    await outer.enable()
+    monkeypatch.undo()
+    assert await service.ask("/quick") == 503
 
 
 async def test_a_hold_that_cannot_say_that_it_has_drained_runs_all_the_same(tmp_path, monkeypatch, caplog):

@@ -182,6 +182,28 @@ def test_kept_answers_follow_the_request(gate):
 
 
 @every_gate
+def test_only_so_many_answers_are_kept(gate):
+    """Clients that prefer something else each time, or at length, fill no memory, and get what they prefer."""
+    maintenance = made()
+    app = behind(gate, maintenance)
+    preferences = [f"text/plain;q=0.{n}" for n in range(1, 100)] + [f"text/plain,{'x/y,' * 100}"]
+    answers = {ask(app, headers={"Accept": accept}).headers["Content-Type"] for accept in preferences * 2}
+    assert answers == {"text/plain; charset=utf-8"}
+    kept = maintenance.gate._refusals._made.by_request
+    assert len(kept) == 64
+    assert all(len(accept) < 256 for accept, *_ in kept)
+
+
+@every_gate
+def test_preferences_in_two_lines_are_one(gate):
+    """Several `Accept` lines say the same as one with commas (RFC 9110 section 5.3), whatever else is there twice."""
+    app = behind(gate, made())
+    lines = [("Cookie", "a=1"), ("Cookie", "b=1"), ("Accept", "text/plain"), ("Accept", "text/html;q=0.1")]
+    for headers in (lines, lines[:3], lines[1:]):
+        assert ask(app, headers=headers).headers["Content-Type"].startswith("text/plain")
+
+
+@every_gate
 def test_open_answers_are_left_alone(gate):
     """While open, no header is added."""
     response = ask(behind(gate, made(closed=False)))

@@ -27,6 +27,9 @@ DEFAULT_SCOPE = "default"
 
 _SCOPE = r"[a-z][a-z0-9_]*"
 _HEADER_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_RIGHT = {"retry_after": "whole seconds, at least 1, or none for no header", "status_code": "a status from 400 to 599"}
+"""What a number may be, where its type says only a part of it."""
+
 _BACKENDS = "env, memory, file:PATH, redis://HOST or module:attribute"
 
 
@@ -302,7 +305,8 @@ def _readable(error: ValidationError, given: dict[str, Any], prefix: str) -> str
         field, *rest = (str(part) for part in problem["loc"])
         name = field if field in given else f"{prefix}{field.upper()}"
         place = f" (item {rest[0]})" if rest and rest[0].isdigit() else ""
-        problems.append(f"{name}{place}: {problem['msg'].removeprefix('Value error, ')}")
+        right = f" (give {_RIGHT[field]})" if field in _RIGHT else ""
+        problems.append(f"{name}{place}: {problem['msg'].removeprefix('Value error, ')}{right}")
     return "; ".join(problems)
 
 

@@ -201,8 +201,10 @@ class Gate:
             return None
         owner = self.owner
         earlier = scope.get(NOTES)
-        if earlier is not None and self._noted(scope) is not None:
-            return Passage(owner, scope)
+        if earlier is not None:
+            if self._noted(scope) is not None:
+                return Passage(owner, scope)
+            earlier = next(noted(scope), None)
         # Who was closed when last looked at is looked at by `check`, once and without being counted first.
         if self._reading.mode is not None:
             return None

@@ -183,8 +183,9 @@ class Passage:
         owner: The object that the gate belongs to.
         counted: Where the request is counted, `None` while it is not.
         verdict: Why the request was let through, `None` while it was not and when the passage is over.
-        token: Knows the gate before this one, `None` when the passage is over.
         before: The passage that was noted in the scope before this one.
+        token: Knows the passage around this one, `None` when this one is over.
+        outer: What lasted around it when it ended, `None` before.
     """
 
     # No slots: of the objects that each request makes, Python makes those without them faster.
@@ -197,6 +198,7 @@ class Passage:
         self._scope: Scope | None = scope
         self._path: str | None = scope.get("path")
         self._method: str | None = scope.get("method")
+        self.outer: Passage | None = None
         self.token: Token[Passage | None] | None = _current.set(self)
 
     def __str__(self) -> str:
@@ -212,7 +214,7 @@ class Passage:
 
     def note(self, scope: Scope, verdict: object) -> None:
         """Note in the scope that the request was let through; it holds no longer than the passage."""
-        self.verdict, self.before = verdict, scope.get(NOTES)
+        self.verdict, self.before = verdict, next(noted(scope), None)
         scope[NOTES] = self
 
     def is_for(self, scope: Scope) -> bool:
@@ -228,12 +230,28 @@ class Passage:
         self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
             counted.leave(self)
-        if token is not None:  # pragma: no branch - it leaves once
-            # A server may end a request or a lifespan in another context than the one that began it.
-            try:
-                _current.reset(token)
-            except ValueError:
-                logger.debug("left in another context than it was entered in")
+        if token is None:
+            return
+        around = token.old_value
+        if isinstance(around, Passage):
+            self.outer = around.lasting()
+            if self.outer is not around:
+                # A guard lasts longer than the route class around it, which must not be the current one again.
+                if current_passage() is self:
+                    _current.set(self.outer)
+                return
+        # A server may end a request or a lifespan in another context than the one that began it.
+        try:
+            _current.reset(token)
+        except ValueError:
+            logger.debug("left in another context than it was entered in")
+
+    def lasting(self) -> "Passage | None":
+        """Give this passage, or the nearest one around it, that is not over."""
+        passage: Passage | None = self
+        while passage is not None and passage.token is None:
+            passage = passage.outer
+        return passage
 
     def is_counted_in(self, in_flight: InFlight) -> bool:
         """Tell whether a drain there would wait for this request, or for one around it."""
@@ -241,8 +259,8 @@ class Passage:
         while passage is not None:
             if passage.counted is not None and passage.counted.reach == in_flight.reach:
                 return True
-            outer = None if passage.token is None else passage.token.old_value
-            passage = outer if isinstance(outer, Passage) else None
+            around = None if passage.token is None else passage.token.old_value
+            passage = around if isinstance(around, Passage) else None
         return False
 
 

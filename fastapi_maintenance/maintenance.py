@@ -104,6 +104,7 @@ class Maintenance:
             TypeError: It is no backend.
         """
         self.snapshot = snapshot_of(backend)
+        self.snapshot.refresh_every(self.settings.refresh_interval)
         self.snapshot.in_flight.assumes(self.settings.on_backend_error)
         self.backend = backend
         if not isinstance(backend, EnvVarBackend) or backend.var_name != mode_variable(self.scope):

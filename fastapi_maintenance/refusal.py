@@ -262,9 +262,13 @@ def _try_again(status: MaintenanceStatus) -> Response:
 
 def _accept(scope: Scope) -> bytes:
     headers = scope["headers"]
-    once: dict[bytes, bytes] = dict(headers)
-    if len(once) == len(headers):
-        return once.get(b"accept", b"")
+    if type(headers) is list:
+        try:
+            once: dict[bytes, bytes] = dict(headers)
+        except TypeError:  # names that cannot be hashed
+            once = {}
+        if len(once) == len(headers):
+            return once.get(b"accept", b"")
     return b",".join([value for name, value in headers if name == b"accept"])
 
 
@@ -331,18 +335,16 @@ class _Refusing:
 
 
 def handler_for(refusal: Refusal, registered: Mapping[Any, Any]) -> Any:
-    """Give the application's own exception handler that answers `refusal`, `None` where it has none."""
+    """Give the application's own exception handler for `MaintenanceActive`, else for the status code, if any."""
     return registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
 
 
-async def answered(refusal: Refusal, registered: Mapping[Any, Any], scope: Scope) -> Response:
-    """Give what the application's own handler for `MaintenanceActive`, else for the status code, makes of `refusal`.
+async def answered(refusal: Refusal, handler: Any, scope: Scope) -> Response:
+    """Give what `handler`, an exception handler of the application, makes of `refusal`.
 
     For a gate outside of the application's own exception handling.
     """
-    handler = handler_for(refusal, registered)
-    answer = None if handler is None else await _asked(handler, connection(scope), refusal.error())
-    return answer or refusal.response
+    return await _asked(handler, connection(scope), refusal.error()) or refusal.response
 
 
 async def _asked(handler: Any, conn: HTTPConnection, refusal: MaintenanceActive) -> Response | None:

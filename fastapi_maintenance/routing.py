@@ -342,18 +342,14 @@ class GatedRoute(APIRoute):
             finally:
                 passage.leave()
             return
-        refusal = gate.refuse_again(scope, self.endpoint, applied=False)
-        handlers = getattr(scope.get("app"), "exception_handlers", {})
-        if refusal is not None and handler_for(refusal, handlers) is None:
-            # Without a passage: no code of the application runs that could ask which object is the current one.
-            gate.report(refusal, scope, "route", path_of(scope))
-            await refusal.response(scope, receive, send)
-            return
         with Passage(gate.owner, scope) as passage:
-            refusal = refusal or await gate.check(passage, scope, self.endpoint, applied=False)
+            refusal = gate.refuse_again(scope, self.endpoint, applied=False) or await gate.check(
+                passage, scope, self.endpoint, applied=False
+            )
             if refusal is None:
                 await super().handle(scope, receive, send)
-            else:
-                gate.report(refusal, scope, "route", path_of(scope))
-                response = await answered(refusal, handlers, scope)
-                await response(scope, receive, send)
+                return
+            gate.report(refusal, scope, "route", path_of(scope))
+            handler = handler_for(refusal, getattr(scope.get("app"), "exception_handlers", {}))
+            response = refusal.response if handler is None else await answered(refusal, handler, scope)
+            await response(scope, receive, send)

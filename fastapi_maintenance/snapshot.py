@@ -152,6 +152,10 @@ class Snapshot:
 
     # Reading
 
+    def refresh_every(self, seconds: float) -> None:
+        """Learn that somebody wants to know no less than this old state of a distant backend; the least counts."""
+        self._shortest_interval = min(self._shortest_interval, seconds)
+
     def look(self, refresh_interval: float, read_timeout: float) -> MaintenanceState | None:
         """Give the last known state without waiting, `None` while nothing is known.
 
@@ -160,7 +164,6 @@ class Snapshot:
         """
         peek = self._peek
         if peek is None:
-            self._shortest_interval = min(self._shortest_interval, refresh_interval)
             if time.monotonic() - self._asked_at >= refresh_interval:
                 self._refresh(read_timeout)
             self.glance = _nothing if self._failing_since is not None else self._recent

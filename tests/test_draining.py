@@ -27,7 +27,7 @@ from fastapi_maintenance import (
     maintenance_mode_on,
 )
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
-from fastapi_maintenance.inflight import InFlight, current_passage
+from fastapi_maintenance.inflight import NOTES, InFlight, current_passage
 from fastapi_maintenance.state import Hold, utcnow
 from tests.waiting import PATIENCE, until
 
@@ -192,6 +192,32 @@ async def test_a_refused_request_that_is_tried_again_is_refused_again(maintenanc
         statuses.append((await client.get("http://test/quick")).status_code)
         assert maintenance.snapshot.in_flight.operations() == ()
     assert statuses == [503, 503]
+
+
+@each_gate
+async def test_a_scope_that_is_used_again_carries_nothing_along(maintenance, gates):
+    """However often an application is run with one scope, it notes no more there than at the first time."""
+    service, scope = Service(maintenance, gates), {}
+    scope |= {"type": "http", "method": "GET", "path": "/quick", "headers": [], "query_string": b"", "root_path": ""}
+    for _ in range(5):
+        await service.app(scope, AsyncMock(), AsyncMock())
+    passage, length = scope[NOTES], 0
+    while passage is not None:
+        passage, length = passage.before, length + 1
+    assert length <= len(gates.split("+"))
+
+
+@pytest.mark.parametrize("gates", GATES)
+async def test_afterwards_no_object_is_the_current_one(gates):
+    """Whatever gates a request came through, in the task that ran it no object is left as the current one."""
+    maintenance = Maintenance(backend=MemoryBackend())
+    around = FastAPI()
+    around.mount("/", Service(maintenance, gates).app)
+    around.add_middleware(MaintenanceModeMiddleware, backend=MemoryBackend())
+    for app, path in ((Service(maintenance, gates + "+guard").app, "/quick"), (around, "/quick")):
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""}
+        await app(scope, AsyncMock(), AsyncMock())
+        assert current_passage() is None
 
 
 @each_gate

@@ -23,6 +23,7 @@ from fastapi_maintenance import (
     MaintenanceSettings,
     MaintenanceStatus,
     force_maintenance_mode_on,
+    get_maintenance_mode,
 )
 from fastapi_maintenance.backends import MemoryBackend
 
@@ -201,6 +202,45 @@ def test_preferences_in_two_lines_are_one(gate):
     lines = [("Cookie", "a=1"), ("Cookie", "b=1"), ("Accept", "text/plain"), ("Accept", "text/html;q=0.1")]
     for headers in (lines, lines[:3], lines[1:]):
         assert ask(app, headers=headers).headers["Content-Type"].startswith("text/plain")
+
+
+@every_gate
+@pytest.mark.parametrize("headers", [iter, tuple, lambda pairs: [(bytearray(name), value) for name, value in pairs]])
+def test_any_form_of_headers_will_do(gate, headers):
+    """Headers are pairs of byte strings that can be iterated over, and no more is asked of them (ASGI)."""
+    app, told = behind(gate, made()), []
+    pairs = [(b"accept", b"text/plain"), (b"x", b"y")]
+    scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "root_path": "", "headers": pairs}
+
+    async def send(message):
+        told.append(message)
+
+    async def once():
+        await app({**scope, "headers": headers(pairs)}, None, send)
+
+    run(once)
+    assert told[0]["status"] == 503
+    assert (b"content-type", b"text/plain; charset=utf-8") in told[0]["headers"]
+
+
+def test_an_answer_that_is_given_again_is_given_by_the_same_object():
+    """Who has an answer of the route class in hand on its way finds the functional API on the object that refused."""
+    seen, app = [], behind("route class", made())
+
+    class Asking:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            async def ask_first(message):
+                seen.append(await get_maintenance_mode())
+                await send(message)
+
+            await self.app(scope, receive, ask_first)
+
+    app.add_middleware(Asking)
+    assert [ask(app).status_code for _ in range(3)] == [503] * 3
+    assert seen == [True] * 6
 
 
 @every_gate

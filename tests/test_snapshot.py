@@ -11,6 +11,7 @@ from typing import Annotated
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
@@ -119,6 +120,31 @@ async def refuse(error):
 
 
 # How often it is asked
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [Store, Flag])
+@pytest.mark.parametrize("late", [False, True], ids=["made with it", "told later"])
+async def test_each_object_sees_a_shared_store_within_its_own_interval(kind, late, clock):
+    """Requests to one object see a change within its interval, however long another one on the same store waits."""
+    store = kind()
+    patient = watched(store, refresh_interval=60)
+    hasty = watched(MemoryBackend() if late else store, refresh_interval=1)
+    if late:
+        hasty.use_backend(store)
+    apps = []
+    for maintenance in (patient, hasty):
+        app = FastAPI(dependencies=[Depends(maintenance.guard)])
+        app.add_api_route("/", lambda: "open")
+        apps.append(httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test"))
+    for client in apps * 2:
+        assert (await client.get("/")).status_code == 200
+    store.state, store.value = ON, True
+    clock.now += 1.1
+    with anyio.fail_after(5):
+        while (await apps[1].get("/")).status_code == 200:
+            await anyio.sleep(0.001)
+    assert store.asked == 2
 
 
 @pytest.mark.anyio

@@ -466,7 +466,8 @@ class MaintenanceRoute(GatedRoute):
         """Give the gate of the object that serves this request."""
         app = scope.get("app")
         given = await overridden(app) if get_maintenance in getattr(app, "dependency_overrides", ()) else None
-        return (given or _passed(scope) or _guarding(app) or get_maintenance()).gate
+        passed = _passed(scope) if NOTES in scope else None
+        return (given or passed or _guarding(app) or get_maintenance()).gate
 
 
 @cache
@@ -534,8 +535,6 @@ async def overridden(app: object) -> Maintenance | None:
 
 def _passed(scope: Scope) -> Maintenance | None:
     """Give the object whose gate a request has come through."""
-    if NOTES not in scope:
-        return None
     return next((passage.owner for passage in noted(scope) if isinstance(passage.owner, Maintenance)), None)
 
 

@@ -342,7 +342,8 @@ class GatedRoute(APIRoute):
             finally:
                 passage.leave()
             return
-        with Passage(gate.owner, scope) as passage:
+        passage = Passage(gate.owner, scope)
+        try:
             refusal = gate.refuse_again(scope, self.endpoint, applied=False) or await gate.check(
                 passage, scope, self.endpoint, applied=False
             )
@@ -353,3 +354,5 @@ class GatedRoute(APIRoute):
             handler = handler_for(refusal, getattr(scope.get("app"), "exception_handlers", {}))
             response = refusal.response if handler is None else await answered(refusal, handler, scope)
             await response(scope, receive, send)
+        finally:
+            passage.leave()

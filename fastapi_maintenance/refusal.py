@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -261,8 +261,8 @@ def _try_again(status: MaintenanceStatus) -> Response:
 
 
 def _accept(scope: Scope) -> bytes:
-    headers = scope["headers"]
-    if type(headers) is list:
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    if isinstance(headers, list):
         try:
             once: dict[bytes, bytes] = dict(headers)
         except TypeError:  # names that cannot be hashed

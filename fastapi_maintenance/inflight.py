@@ -185,7 +185,6 @@ class Passage:
         verdict: Why the request was let through, `None` while it was not and when the passage is over.
         before: The passage that was noted in the scope before this one.
         token: Knows the passage around this one, `None` when this one is over.
-        outer: What lasted around it when it ended, `None` before.
     """
 
     # No slots: of the objects that each request makes, Python makes those without them faster.
@@ -198,7 +197,6 @@ class Passage:
         self._scope: Scope | None = scope
         self._path: str | None = scope.get("path")
         self._method: str | None = scope.get("method")
-        self.outer: Passage | None = None
         self.token: Token[Passage | None] | None = _current.set(self)
 
     def __str__(self) -> str:
@@ -230,28 +228,17 @@ class Passage:
         self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
             counted.leave(self)
-        if token is None:
+        if token is None:  # pragma: no cover - it leaves once
             return
         around = token.old_value
-        if isinstance(around, Passage):
-            self.outer = around.lasting()
-            if self.outer is not around:
-                # A guard lasts longer than the route class around it, which must not be the current one again.
-                if current_passage() is self:
-                    _current.set(self.outer)
-                return
+        if isinstance(around, Passage) and around.token is None and current_passage() is not self:
+            # A guard lasts longer than the route class around it, which must not be the current one again.
+            return
         # A server may end a request or a lifespan in another context than the one that began it.
         try:
             _current.reset(token)
         except ValueError:
             logger.debug("left in another context than it was entered in")
-
-    def lasting(self) -> "Passage | None":
-        """Give this passage, or the nearest one around it, that is not over."""
-        passage: Passage | None = self
-        while passage is not None and passage.token is None:
-            passage = passage.outer
-        return passage
 
     def is_counted_in(self, in_flight: InFlight) -> bool:
         """Tell whether a drain there would wait for this request, or for one around it."""

@@ -85,7 +85,7 @@ class MachineInFlight(InFlight):
     def _take_slot(self) -> bool:
         worker = self._worker
         if worker is None or not worker.stands():
-            worker = self._attached()
+            worker = self._attach()
         if worker is None:
             # Without a gate that can be locked nobody drains this worker, as it has told; it serves all the same.
             return True
@@ -108,7 +108,8 @@ class MachineInFlight(InFlight):
         """Be a worker from now on."""
         if not self._joined:
             with self._turn:
-                self._attached()
+                if self._worker is None:  # pragma: no branch - another thread may have been faster
+                    self._attach()
                 if self._running:
                     # What came in before there was a gate to lock is waited for from now on.
                     self._take_slot()
@@ -121,11 +122,9 @@ class MachineInFlight(InFlight):
                 self._work_as(None)
                 worker.leave()
 
-    def _attached(self) -> Worker | None:
-        """Give the locks of this worker, anew where the gate has been deleted meanwhile."""
+    def _attach(self) -> Worker | None:
+        """Give locks to this worker, which has none or whose gate has been deleted; `None` if it cannot have any."""
         worker = self._worker
-        if worker is not None and worker.stands():
-            return worker
         if self._gate is None or time.monotonic() < self._try_again_at:
             return None
         if worker is not None:

@@ -326,10 +326,7 @@ def looks_and_counts(gate, scope, endpoint=None):
     if gate.is_closed_to(scope.get("method")):
         return None
     passage = Passage(gate.owner, scope, gate.owner.snapshot.in_flight)
-    if passage.counted.enter(passage):
-        return passage
-    passage.leave()
-    return None
+    return passage if passage.counted.enter(passage) else None
 
 
 def counts_nothing(in_flight, request):

@@ -244,7 +244,7 @@ async def test_in_process(module, caplog, trouble, closed):
     store = module.Store()
     store.value = closed
     # A store that answers is never late here, however busy the machine is.
-    patience = 0.5 if "hang" in trouble else PATIENCE
+    patience = 2.0 if "hang" in trouble else PATIENCE
     async with asking(module.app_on(store, refresh_interval=0.001, read_timeout=patience)) as client:
 
         async def call_until(condition):

@@ -33,7 +33,7 @@ from tests.machines import at_once, in_memory, profile, until_found, with_each
 
 pytestmark = pytest.mark.no_cover  # the same lines again and again, at a third of the speed
 
-PROFILE = profile("STATE_MACHINE_EXAMPLES", 60)
+PROFILE = profile("STATE_MACHINE_EXAMPLES", 30)
 START = datetime(2030, 1, 1, tzinfo=UTC)
 CLOCKS = [
     f"fastapi_maintenance.{module}.utcnow" for module in ("maintenance", "gate", "holds", "snapshot", "backends.memory")

@@ -259,7 +259,7 @@ class Gate:
         except Exception:  # noqa: BLE001 - whatever a user's backend raises: `check` asks again, and tells of it
             return None
         snapshot.in_flight.join()
-        return self._refusals.again(scope, status, applied) if same else None
+        return self._refusals.again(scope, status, applied=applied) if same else None
 
     async def check(
         self,

@@ -126,7 +126,7 @@ class Refusals:
         self._takes_status = handler is not None and _takes_two(handler)
         self._made = _Made(None)
 
-    def again(self, scope: Scope, status: MaintenanceStatus, applied: bool | None) -> Refusal | None:  # noqa: FBT001 - as in a refusal
+    def again(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Refusal | None:
         """Give the refusal that such a request got with the same `status` object, `None` where none did."""
         made = self._made
         return made.by_request.get((_accept(scope), scope.get("method"), applied)) if made.status is status else None
@@ -262,13 +262,15 @@ def _try_again(status: MaintenanceStatus) -> Response:
 
 def _accept(scope: Scope) -> bytes:
     headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
-    if isinstance(headers, list):
-        try:
-            once: dict[bytes, bytes] = dict(headers)
-        except TypeError:  # names that cannot be hashed
-            once = {}
-        if len(once) == len(headers):
-            return once.get(b"accept", b"")
+    if not isinstance(headers, list):
+        # Others want to read them, too; Starlette's own `Headers` does the same.
+        headers = scope["headers"] = list(headers)
+    try:
+        once: dict[bytes, bytes] = dict(headers)
+    except TypeError:  # names that cannot be hashed
+        once = {}
+    if len(once) == len(headers):
+        return once.get(b"accept", b"")
     return b",".join([value for name, value in headers if name == b"accept"])
 
 
@@ -334,17 +336,14 @@ class _Refusing:
         return None
 
 
-def handler_for(refusal: Refusal, registered: Mapping[Any, Any]) -> Any:
-    """Give the application's own exception handler for `MaintenanceActive`, else for the status code, if any."""
-    return registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
-
-
-async def answered(refusal: Refusal, handler: Any, scope: Scope) -> Response:
-    """Give what `handler`, an exception handler of the application, makes of `refusal`.
+async def answered(refusal: Refusal, registered: Mapping[Any, Any], scope: Scope) -> Response:
+    """Give what the application's own handler for `MaintenanceActive`, else for the status code, makes of `refusal`.
 
     For a gate outside of the application's own exception handling.
     """
-    return await _asked(handler, connection(scope), refusal.error()) or refusal.response
+    handler = registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
+    answer = None if handler is None else await _asked(handler, connection(scope), refusal.error())
+    return answer or refusal.response
 
 
 async def _asked(handler: Any, conn: HTTPConnection, refusal: MaintenanceActive) -> Response | None:

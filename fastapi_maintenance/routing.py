@@ -19,7 +19,7 @@ from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage, path_of
 from fastapi_maintenance.marks import Mark, Marks, mark_of
 from fastapi_maintenance.openapi import refusal_response
-from fastapi_maintenance.refusal import answered, handler_for
+from fastapi_maintenance.refusal import answered
 
 _iter_route_contexts = getattr(fastapi.routing, "iter_route_contexts", None)
 """There from FastAPI 0.137.2."""
@@ -351,8 +351,7 @@ class GatedRoute(APIRoute):
                 await super().handle(scope, receive, send)
                 return
             gate.report(refusal, scope, "route", path_of(scope))
-            handler = handler_for(refusal, getattr(scope.get("app"), "exception_handlers", {}))
-            response = refusal.response if handler is None else await answered(refusal, handler, scope)
+            response = await answered(refusal, getattr(scope.get("app"), "exception_handlers", {}), scope)
             await response(scope, receive, send)
         finally:
             passage.leave()

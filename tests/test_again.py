@@ -133,7 +133,7 @@ def clock(monkeypatch):
 def given_again(monkeypatch):
     """Give a list of all refusals that were given again."""
     given, again = [], Refusals.again
-    monkeypatch.setattr(Refusals, "again", lambda *asked: given.append(again(*asked)) or given[-1])
+    monkeypatch.setattr(Refusals, "again", lambda *asked, **more: given.append(again(*asked, **more)) or given[-1])
     return given
 
 

@@ -209,18 +209,20 @@ def test_preferences_in_two_lines_are_one(gate):
 def test_any_form_of_headers_will_do(gate, headers):
     """Headers are pairs of byte strings that can be iterated over, and no more is asked of them (ASGI)."""
     app, told = behind(gate, made()), []
-    pairs = [(b"accept", b"text/plain"), (b"x", b"y")]
-    scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "root_path": "", "headers": pairs}
+    scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "root_path": ""}
 
     async def send(message):
         told.append(message)
 
-    async def once():
-        await app({**scope, "headers": headers(pairs)}, None, send)
+    async def each(*forms):
+        for form in forms:
+            await app({**scope, "headers": headers([(b"accept", form), (b"x", b"y")])}, None, send)
 
-    run(once)
-    assert told[0]["status"] == 503
-    assert (b"content-type", b"text/plain; charset=utf-8") in told[0]["headers"]
+    run(each, b"application/problem+json", b"text/plain", b"text/plain", b"application/json")
+    starts = [message for message in told if message["type"] == "http.response.start"]
+    kinds = [dict(start["headers"])[b"content-type"].partition(b";")[0] for start in starts]
+    assert {start["status"] for start in starts} == {503}
+    assert kinds == [b"application/problem+json", b"text/plain", b"text/plain", b"application/json"]
 
 
 def test_an_answer_that_is_given_again_is_given_by_the_same_object():

@@ -4,7 +4,7 @@ import hmac
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, TypeAlias
 
@@ -14,6 +14,9 @@ from starlette.types import Scope
 from fastapi_maintenance.settings import MaintenanceSettings
 
 logger = logging.getLogger("fastapi_maintenance")
+
+_KNOWN_CLIENTS = 1024
+"""Addresses of clients that are remembered with what came of them."""
 
 ExemptHandler: TypeAlias = Callable[[Any], bool | Awaitable[bool]]
 """Gets the request (for a websocket the connection) without its body; `True` lets it through."""
@@ -38,32 +41,33 @@ class Exemptions:
         self._header = settings.bypass_header.lower().encode()
         self._handler = handler
         lists = settings.exempt_paths or settings.exempt_ips
-        self.given = bool(lists) or self._secret is not None or handler is not None
+        self._configured = bool(lists) or self._secret is not None
+        self.given = self._configured or handler is not None
         """Whether anything but documentation may be exempt."""
 
     async def cover(self, scope: Scope, docs: bool) -> bool:  # noqa: FBT001 - what the route is
         """Tell whether the request is exempt; `docs` says that its route is a documentation endpoint."""
         return (
             (docs and self._docs)
-            or self.covers_path(route_path(scope))
-            or (bool(self._networks.known) and self._client(scope.get("client")))
-            or (self._secret is not None and self._bypass(self._secret, scope["headers"]))
+            or self._covers(scope)
             or (self._handler is not None and await self._ask(self._handler, scope))
+        )
+
+    def may_cover(self, scope: Scope) -> bool:
+        """Tell, without waiting, whether the request may be exempt; `docs` apart. The user's own reason may say so."""
+        return self._handler is not None or (self._configured and self._covers(scope))
+
+    def _covers(self, scope: Scope) -> bool:
+        """Tell whether the settings exempt the request."""
+        return (
+            route_path(scope) in self._paths
+            or (bool(self._networks.known) and bool(client := scope.get("client")) and self._networks.cover(client[0]))
+            or (self._secret is not None and self._bypass(self._secret, headers_of(scope)))
         )
 
     def covers_path(self, path: str) -> bool:
         """Tell whether a path is exempt for all."""
         return path in self._paths
-
-    def _client(self, client: tuple[str, int] | None) -> bool:
-        if not client:
-            return False
-        try:
-            address = ip_address(client[0])
-        except ValueError:
-            return False
-        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-        return address in self._networks or (mapped is not None and mapped in self._networks)
 
     def _bypass(self, secret: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         return any(name == self._header and hmac.compare_digest(value, secret) for name, value in headers)
@@ -108,6 +112,14 @@ def connection(scope: Scope) -> HTTPConnection:
     return Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
 
 
+def headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Give the headers; where they can be read only once they are kept, as Starlette's own `Headers` does."""
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    if not isinstance(headers, list):
+        headers = scope["headers"] = list(headers)
+    return headers
+
+
 class _Paths:
     """Exempt paths; thousands are asked as fast as a few, for what stands above others is found by its length."""
 
@@ -135,6 +147,17 @@ class _Networks:
             left_out = network.max_prefixlen - network.prefixlen
             same = self.known.setdefault((network.version, left_out), set())
             same.add(int(network.network_address) >> left_out)
+        self.cover = lru_cache(_KNOWN_CLIENTS)(self._cover)
+        """Tells whether an address, as a server writes it, is in one of them; a name is in none."""
+
+    def _cover(self, host: str) -> bool:
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return False
+        # An IPv6 address may stand for one of IPv4.
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return address in self or (mapped is not None and mapped in self)
 
     def __contains__(self, address: IPv4Address | IPv6Address) -> bool:
         number, its = int(address), address.version

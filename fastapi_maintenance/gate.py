@@ -250,7 +250,9 @@ class Gate:
         """
         reading, snapshot = self._reading, self.owner.snapshot
         status = reading.status
-        if status is None or NOTES in scope or snapshot.holds.local or excused or self._exemptions.given:
+        if status is None or NOTES in scope or snapshot.holds.local or excused:
+            return None
+        if self._exemptions.given and self._exemptions.may_cover(scope):
             return None
         if Marks.count and mark_of(endpoint) is not None:
             return None

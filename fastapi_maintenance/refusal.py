@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from fastapi_maintenance.errors import MaintenanceActive
-from fastapi_maintenance.exemptions import connection, name_of
+from fastapi_maintenance.exemptions import connection, headers_of, name_of
 from fastapi_maintenance.negotiation import preferred
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.state import MaintenanceStatus, utcnow
@@ -261,10 +261,7 @@ def _try_again(status: MaintenanceStatus) -> Response:
 
 
 def _accept(scope: Scope) -> bytes:
-    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
-    if not isinstance(headers, list):
-        # Others want to read them, too; Starlette's own `Headers` does the same.
-        headers = scope["headers"] = list(headers)
+    headers = headers_of(scope)
     try:
         once: dict[bytes, bytes] = dict(headers)
     except TypeError:  # names that cannot be hashed

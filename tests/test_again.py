@@ -69,10 +69,15 @@ def behind(gate, maintenance):
     return app
 
 
-async def ask(app, method, path, accepts):
+def known_agent(request):
+    """Exempt one client by what it says it is."""
+    return request.headers.get("user-agent") == "known"
+
+
+async def ask(app, method, path, accepts, headers, client):
     """Give all that an application sends."""
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "client": None, "root_path": ""}
-    headers = [(b"accept", accept.encode()) for accept in accepts]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "client": client, "root_path": ""}
+    headers = [*headers, *((b"accept", accept.encode()) for accept in accepts)]
     told = []
 
     async def receive():
@@ -89,6 +94,8 @@ requests = st.tuples(
     st.sampled_from(["GET", "GET", "POST", "HEAD"]),
     st.sampled_from(["/x", "/x", "/y", "/exempt", "/off", "/on", "/docs", "/nowhere"]),
     st.sampled_from([(), (), ("text/event-stream",), ("text/plain",), ("nonsense;;q=x", "text/html")]),
+    st.sampled_from([(), (), ((b"maintenance-bypass", b"s3cret"),), ((b"user-agent", b"known"),)]),
+    st.sampled_from([None, ("192.0.2.1", 1), ("10.0.0.7", 1)]),
 )
 changes = st.one_of(
     st.tuples(st.just("enable"), st.sampled_from([None, "why"]), st.sampled_from([None, 2, 9]), st.booleans()),
@@ -155,13 +162,19 @@ async def change(maintenance, clock, what, *how):
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize(
-    ("configured", "handler"),
-    [({}, None), ({}, own_answer), ({"exempt_paths": ("/exempt",)}, None), ({"event_streams": "retry"}, None)],
-    ids=["built in", "own answer", "exemptions", "event streams"],
+    ("configured", "handlers"),
+    [
+        ({}, {}),
+        ({}, {"response_handler": own_answer}),
+        ({"exempt_paths": ("/exempt",), "exempt_ips": ("10.0.0.0/8",), "bypass_secret": "s3cret"}, {}),
+        ({"exempt_paths": ("/exempt",)}, {"exempt_handler": known_agent}),
+        ({"event_streams": "retry"}, {}),
+    ],
+    ids=["built in", "own answer", "exemptions", "own exemption", "event streams"],
 )
-def test_what_was_asked_before_changes_no_answer(gate, handler, configured, clock, given_again):
+def test_what_was_asked_before_changes_no_answer(gate, handlers, configured, clock, given_again):
     """Whatever was asked, changed or failed, and whatever the time: a new object on the same state answers the same."""
-    options = {"settings": MaintenanceSettings(**configured), "response_handler": handler}
+    options = {"settings": MaintenanceSettings(**configured), **handlers}
 
     async def compare(run):
         clock.now = NOON
@@ -180,4 +193,4 @@ def test_what_was_asked_before_changes_no_answer(gate, handler, configured, cloc
         anyio.run(compare, run)
 
     explore()
-    assert any(given_again) is (handler is None and "exempt_paths" not in configured)
+    assert any(given_again) is not bool(handlers)

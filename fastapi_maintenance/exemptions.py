@@ -59,9 +59,10 @@ class Exemptions:
 
     def _covers(self, scope: Scope) -> bool:
         """Tell whether the settings exempt the request."""
+        client: tuple[str, int] | None = scope.get("client")
         return (
             route_path(scope) in self._paths
-            or (bool(self._networks.known) and bool(client := scope.get("client")) and self._networks.cover(client[0]))
+            or bool(client and self._networks.cover(client[0]))
             or (self._secret is not None and self._bypass(self._secret, headers_of(scope)))
         )
 
@@ -142,10 +143,10 @@ class _Networks:
     """Exempt networks; thousands are asked as fast as a few, for each is found by the bits that it leaves out."""
 
     def __init__(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
-        self.known: dict[tuple[int, int], set[int]] = {}
+        self._known: dict[tuple[int, int], set[int]] = {}
         for network in networks:
             left_out = network.max_prefixlen - network.prefixlen
-            same = self.known.setdefault((network.version, left_out), set())
+            same = self._known.setdefault((network.version, left_out), set())
             same.add(int(network.network_address) >> left_out)
         self.cover = lru_cache(_KNOWN_CLIENTS)(self._cover)
         """Tells whether an address, as a server writes it, is in one of them; a name is in none."""
@@ -161,7 +162,7 @@ class _Networks:
 
     def __contains__(self, address: IPv4Address | IPv6Address) -> bool:
         number, its = int(address), address.version
-        return any(version == its and number >> left_out in same for (version, left_out), same in self.known.items())
+        return any(version == its and number >> left_out in same for (version, left_out), same in self._known.items())
 
 
 def _is_plain(path: str) -> bool:

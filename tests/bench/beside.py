@@ -7,7 +7,7 @@ from typing import Any
 import budgets
 from driver import Worker
 from figures import Cost, judge
-from subjects import BARE, OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
+from subjects import BARE, GATES, OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
 
 Say = Callable[[str], None]
 MANY = 1000
@@ -38,8 +38,7 @@ class Row:
             return self.wrong
         if self.cost is None or self.budget is None:
             return ""
-        told = judge(self.cost.adds, self.budget)
-        return told if told == "met" or self.least is None or self.least < self.budget else f"{told}, as the least is"
+        return judge(self.cost.adds, self.budget, self.least)
 
     def broken(self, slack: float) -> bool:
         """Tell whether it costs, surely, `slack` times more than allowed."""
@@ -68,10 +67,15 @@ def everything(redis: str | None) -> list[Subject]:
     """Give all that stands in the full table."""
     ours = [*gates(), *([] if redis is None else on_redis(redis))]
     marked = Subject(OURS, "middleware", "memory", routes=1000, forced_on=10, forced_off=10)
-    exempt = [
+    opened = [
         Subject(OURS, gate, "memory", exempt=50, routes=n) for gate in ("middleware", "guard") for n in (20, 1000)
     ]
-    return [*in_each_state([*ours, *peers()]), marked, *exempt]
+    return [*in_each_state([*ours, *peers()]), marked, *opened, *REFUSED_DESPITE_EXEMPTIONS]
+
+
+REFUSED_DESPITE_EXEMPTIONS = [
+    Subject(OURS, gate, "memory", exempt=50, closed=True) for gate in ("middleware", "route class")
+]
 
 
 def quick() -> list[Subject]:
@@ -85,7 +89,8 @@ def quick() -> list[Subject]:
 
 def counted() -> list[Subject]:
     """Give what instructions are counted for."""
-    return [*gates(), *(Subject(OURS, gate, "memory", closed=True) for gate in ("middleware", "route class", "guard"))]
+    closed = [Subject(OURS, gate, "memory", closed=True) for gate in GATES]
+    return [*gates(), *closed, *REFUSED_DESPITE_EXEMPTIONS]
 
 
 def measure(workers: Mapping[str, Worker], subjects: list[Subject], turns: int, rounds: int, say: Say) -> list[Row]:
@@ -118,13 +123,13 @@ def _row(subject: Subject, wrong: str | None, costs: Mapping[Subject, Cost]) -> 
     if subject.gate == "guard" and dependency is None:
         return Row(subject, wrong, cost)
     adds = dependency.adds.value if dependency and subject.gate == "guard" else 0.0
-    least = costs.get(budgets.least_of(subject))
+    least = costs.get(budgets.least_of(subject)) if subject.package == OURS else None
     return Row(
         subject,
         wrong,
         cost,
         budgets.budget(subject, cost.quiet, adds),
-        None if least is None or subject.package != OURS else least.adds.value + (0 if subject.closed else adds),
+        None if least is None else least.adds.value,
     )
 
 
@@ -170,16 +175,7 @@ def table(rows: Iterable[Row]) -> list[list[str]]:
 
 def _cells(row: Row) -> list[str]:
     subject, cost = row.subject, row.cost
-    more = " ".join(
-        text
-        for text, told in (
-            (f"{subject.forced_on}+{subject.forced_off} marks", subject.forced_on),
-            (f"{subject.exempt} exempt", subject.exempt),
-        )
-        if told
-    )
-    routes = f"{subject.routes} {'included' if subject.included else 'direct'} {more}".strip()
-    cells = [subject.label, "closed" if subject.closed else "open", routes]
+    cells = [subject.label, "closed" if subject.closed else "open", subject.behind]
     if cost is None:
         return [*cells, "", "", "", "", "", "", "", row.verdict]
     least = "" if row.least is None else f"{row.least:.1f}"

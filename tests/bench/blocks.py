@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import subjects
+import least
 
 _REPEAT = 200
 _NUMBER = 50
@@ -27,10 +27,10 @@ def measure() -> dict[str, float]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         parts["os.lstat"] = lambda: os.lstat(path)
         parts["os.fstat"] = lambda: os.fstat(descriptor)
-        if subjects.has_range_locks():
+        if least.has_range_locks():
             parts["range lock and unlock"] = lambda: (
-                subjects.fcntl(descriptor, subjects.F_OFD_SETLK, subjects.LOCK),
-                subjects.fcntl(descriptor, subjects.F_OFD_SETLK, subjects.UNLOCK),
+                least.fcntl(descriptor, least.F_OFD_SETLK, least.LOCK),
+                least.fcntl(descriptor, least.F_OFD_SETLK, least.UNLOCK),
             )
         nothing = _fastest(lambda: None)
         found = {name: round(_fastest(part) - nothing, 2) for name, part in parts.items()}

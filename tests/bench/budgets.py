@@ -41,10 +41,9 @@ def budget(subject: Subject, bare: float, dependency: float) -> float | None:
 
 def least_of(subject: Subject) -> Subject:
     """Give the bare application that does the least of what a subject has to: the physical limit beside the budget."""
-    on_file = subject.backend == "file"
-    if subject.closed:
-        return replace(subject.base, gate="fixed refusal", backend="file" if on_file else "", closed=True)
-    return replace(subject.base, gate="least middleware", backend="file" if on_file else "memory")
+    gate = "refusal" if subject.closed else subject.gate.removeprefix("unbound ")
+    store = "file" if subject.backend == "file" else "memory"
+    return replace(subject.base, gate=f"least {gate}", backend=store, closed=subject.closed)
 
 
 def dependency_of(subject: Subject) -> Subject:

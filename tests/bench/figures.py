@@ -86,11 +86,12 @@ class Cost:
         return self.bare.spread > TOO_NOISY * self.bare.value
 
 
-def judge(figure: Figure, budget: float) -> str:
-    """Say whether a budget is met, as far as the interval tells."""
+def judge(figure: Figure, budget: float, least: float | None = None) -> str:
+    """Say whether a budget is met, as far as the interval tells, and whether the least that has to be would meet it."""
     if figure.high <= budget:
         return "met"
-    return "BROKEN" if figure.low > budget else "too noisy to tell"
+    told = "BROKEN" if figure.low > budget else "too noisy to tell"
+    return told if least is None or least < budget else f"{told}, as the least is"
 
 
 def percentile(ordered: Sequence[float], part: float) -> float:

@@ -25,7 +25,7 @@ class Counted(TypedDict):
 
 def name(subject: Subject) -> str:
     """Name a subject in the file."""
-    return f"{subject.label}, {'closed' if subject.closed else 'open'}, {subject.routes} routes"
+    return f"{subject.label}, {'closed' if subject.closed else 'open'}, {subject.behind}"
 
 
 def write(about: Mapping[str, Any], instructions: Mapping[str, Counted]) -> None:

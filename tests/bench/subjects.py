@@ -6,10 +6,8 @@ Runs in the environment of the package that it measures, so the packages are imp
 import json
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,20 +15,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import least
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.routing import APIRoute
-
-try:
-    from fcntl import F_OFD_SETLK, F_UNLCK, F_WRLCK, fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
-else:
-    LOCK, UNLOCK = (struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0) for kind in (F_WRLCK, F_UNLCK))
 
 OURS = "this"
 OLDER = "fastapi-maintenance"
 WAYGATE = "waygate"
 BARE = "bare"
+GATES = ("middleware", "route class", "guard")
+REFUSALS = ("fixed refusal", "least refusal")
 DEFAULT_OBJECT = "default object"
 """The backend of an unbound route class: memory, in the default object."""
 
@@ -41,8 +34,8 @@ class Subject:
 
     Attributes:
         package: Whose gate it is, `bare` for none.
-        gate: `none`, `empty middleware`, `least middleware`, `empty dependency`, `fixed refusal`, `middleware`,
-            `route class`, `unbound route class`, `guard`.
+        gate: `middleware`, `route class`, `unbound route class`, `guard`; of the bare ones `none`, `empty middleware`,
+            `empty dependency`, `fixed refusal`, and `least` before `middleware`, `route class`, `guard`, `refusal`.
         backend: `environment`, `memory`, `file`, `redis`, `slow store`, or the default object's.
         closed: Whether it refuses.
         routes: How many operations the application has.
@@ -81,6 +74,16 @@ class Subject:
     def label(self) -> str:
         """Name it for people."""
         return " ".join(filter(None, (self.package if self.package != OURS else "", self.gate, self.backend)))
+
+    @property
+    def behind(self) -> str:
+        """Say what it stands before, and what is configured."""
+        told = [f"{self.routes} {'included' if self.included else 'direct'}"]
+        if self.forced_on or self.forced_off:
+            told.append(f"{self.forced_on}+{self.forced_off} marks")
+        if self.exempt:
+            told.append(f"{self.exempt} exempt")
+        return " ".join(told)
 
     @property
     def status(self) -> int:
@@ -128,18 +131,23 @@ async def build(subject: Subject, folder: Path) -> Built:
         return await _older(subject, folder)
     if subject.package == WAYGATE:
         return await _waygate(subject)
-    dependencies = [Depends(_empty_dependency)] if subject.gate == "empty dependency" else []
-    route_class = None
-    if subject.gate == "fixed refusal":
-        looks_at = folder / f"{os.getpid()}-{next(_numbers)}.least" if subject.backend == "file" else None
-        route_class = _fixed_route(looks_at)
-    built = _with_routes(subject, FastAPI(dependencies=dependencies), route_class)
+    return _bare(subject, folder)
+
+
+def _bare(subject: Subject, folder: Path) -> Built:
+    path = folder / f"{os.getpid()}-{next(_numbers)}.least" if subject.backend == "file" else None
+    dependency = {"empty dependency": lambda _: least.empty_dependency, "least guard": least.guard}.get(subject.gate)
+    route_class = {
+        "least route class": least.route_class,
+        "fixed refusal": least.fixed_refusal,
+        "least refusal": least.refusal,
+    }.get(subject.gate)
+    app = FastAPI(dependencies=[] if dependency is None else [Depends(dependency(path))])
     if subject.gate == "empty middleware":
-        built.app.add_middleware(EmptyMiddleware)
-    if subject.gate == "least middleware":
-        path = None if subject.backend == "memory" else folder / f"{os.getpid()}-{next(_numbers)}.least"
-        built.app.add_middleware(LeastMiddleware, path=path)
-    return built
+        app.add_middleware(least.EmptyMiddleware)
+    elif subject.gate == "least middleware":
+        app.add_middleware(least.middleware, path=path)
+    return _with_routes(subject, app, None if route_class is None else route_class(path))
 
 
 # The workload
@@ -184,79 +192,6 @@ def _others(subject: Subject, router: Any) -> None:
     for number in range(subject.routes - 1):
         other = _operation(subject, {})
         router.add_api_route(f"/r{number}/{{id}}", marks[number](other) if number < len(marks) else other)
-
-
-class EmptyMiddleware:
-    """Passes everything on."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass it on."""
-        await self.app(scope, receive, send)
-
-
-class _Note: ...
-
-
-class LeastMiddleware:
-    """Does in one function what none can do without that counts, and decides nothing: no such gate can cost less.
-
-    Args:
-        app: The application.
-        path: A file to look at, and to lock while a request is under way.
-    """
-
-    def __init__(self, app: Any, path: Path | None) -> None:
-        self._app = app
-        self._path = None if path is None else str(path)
-        self._current: ContextVar[object] = ContextVar("least")
-        self._running: set[object] = set()
-        if path is not None:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Count the request, look, and pass it on."""
-        request = scope["a note"] = _Note()
-        token = self._current.set(request)
-        self._running.add(request)
-        if self._path is not None:
-            os.fstat(self._descriptor)
-            fcntl(self._descriptor, F_OFD_SETLK, LOCK)
-            os.lstat(self._path)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._running.discard(request)
-            if self._path is not None:
-                fcntl(self._descriptor, F_OFD_SETLK, UNLOCK)
-            self._current.reset(token)
-
-
-async def _empty_dependency() -> None: ...
-
-
-def _fixed_route(path: Path | None) -> type[APIRoute]:
-    """Give a class that refuses with bytes that are always the same: nothing that a route class does can cost less.
-
-    Args:
-        path: A file to look at first.
-    """
-    if path is not None:
-        path.touch()
-    place = None if path is None else str(path)
-
-    class FixedRoute(APIRoute):
-        async def handle(self, scope: Any, receive: Any, send: Any) -> None:
-            if place is not None:
-                os.lstat(place)
-            body = b'{"detail":"Service temporarily unavailable due to maintenance"}'
-            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
-            await send({"type": "http.response.start", "status": 503, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-
-    return FixedRoute
 
 
 # This package
@@ -394,15 +329,14 @@ async def _waygate(subject: Subject) -> Built:
 def gates() -> list[Subject]:
     """Give our gates on each backend that needs no server, and the empty ones to compare with."""
     ours = [
-        Subject(OURS, gate, backend)
-        for gate in ("middleware", "route class", "guard")
-        for backend in ("environment", "memory", "file", "slow store")
+        Subject(OURS, gate, backend) for gate in GATES for backend in ("environment", "memory", "file", "slow store")
     ]
+    stores = ("memory", "file") if least.has_range_locks() else ("memory",)
     return [
         Subject(gate="empty middleware"),
-        *(Subject(gate="least middleware", backend=backend) for backend in ("memory", "file") if has_range_locks()),
         Subject(gate="empty dependency"),
-        *(Subject(gate="fixed refusal", backend=backend, closed=True) for backend in ("", "file")),
+        *(Subject(gate=f"least {gate}", backend=store) for gate in GATES for store in stores),
+        *(Subject(gate=gate, backend=store, closed=True) for gate in REFUSALS for store in stores),
         *ours,
         Subject(OURS, "unbound route class", DEFAULT_OBJECT),
     ]
@@ -419,12 +353,7 @@ def peers() -> list[Subject]:
 
 def on_redis(url: str) -> list[Subject]:
     """Give our gates on a Redis server."""
-    return [Subject(OURS, gate, "redis", redis=url) for gate in ("middleware", "route class", "guard")]
-
-
-def has_range_locks() -> bool:
-    """Tell whether this system has the locks that the file backend uses on Linux."""
-    return fcntl is not None
+    return [Subject(OURS, gate, "redis", redis=url) for gate in GATES]
 
 
 def has_redis() -> bool:

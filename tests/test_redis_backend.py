@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError
+from unittest.mock import Mock
 
 import anyio
 import pytest
@@ -27,7 +29,7 @@ from fastapi_maintenance import (
     get_maintenance,
 )
 from fastapi_maintenance.backends import RedisBackend
-from fastapi_maintenance.backends.redis import urls
+from fastapi_maintenance.backends.redis import replies, urls
 from tests.redis_servers import SHORT, Proxy, close, needs_redis, redis, redis_server
 from tests.servers import PATIENCE, ROOT
 
@@ -422,6 +424,17 @@ async def test_workers_are_listed(server, make):
         assert listed.last_beat is not None
         in_flight.leave("request")
     assert await here.workers() == ()
+
+
+async def test_a_program_without_metadata_is_a_worker(server, make, monkeypatch):
+    """Where the package was bundled without its metadata, a worker has no version, and all else works."""
+    monkeypatch.setattr(replies, "_version", replies._version.__wrapped__)
+    monkeypatch.setattr(replies.importlib.metadata, "version", Mock(side_effect=PackageNotFoundError))
+    maintenance = make(server.url())
+    async with worker(maintenance):
+        (listed,) = await maintenance.workers()
+    assert listed.version is None
+    assert (await maintenance.status()).stale is None
 
 
 # Security

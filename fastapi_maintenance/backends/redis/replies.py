@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 from fastapi_maintenance.backends.redis.link import Refused
@@ -148,7 +149,16 @@ def name_of(worker: str) -> str:
 
 def record_of(running: int) -> str:
     """Give what a worker says of itself."""
-    return json.dumps({"version": importlib.metadata.version("fastapi-maintenance"), "in_flight": running})
+    return json.dumps({"version": _version(), "in_flight": running})
+
+
+@cache
+def _version() -> str | None:
+    """Give the version that is installed; a program that was bundled without metadata does not know it."""
+    try:
+        return importlib.metadata.version("fastapi-maintenance")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def new_token() -> str:

@@ -18,6 +18,9 @@ logger = logging.getLogger("fastapi_maintenance")
 _KNOWN_CLIENTS = 1024
 """Addresses of clients that are remembered with what came of them."""
 
+_LONGEST = 64
+"""Characters of an address that is worth remembering: IPv6 has 39, and the name of an interface after them."""
+
 ExemptHandler: TypeAlias = Callable[[Any], bool | Awaitable[bool]]
 """Gets the request (for a websocket the connection) without its body; `True` lets it through."""
 
@@ -59,16 +62,23 @@ class Exemptions:
 
     def _covers(self, scope: Scope) -> bool:
         """Tell whether the settings exempt the request."""
-        client: tuple[str, int] | None = scope.get("client")
         return (
             route_path(scope) in self._paths
-            or bool(client and self._networks.cover(client[0]))
+            or (self._networks.given and self._client(scope.get("client")))
             or (self._secret is not None and self._bypass(self._secret, headers_of(scope)))
         )
 
     def covers_path(self, path: str) -> bool:
         """Tell whether a path is exempt for all."""
         return path in self._paths
+
+    def _client(self, client: tuple[str, int] | None) -> bool:
+        if not client:
+            return False
+        host = client[0]
+        # Behind a proxy that is trusted it may be whatever the client wrote.
+        asks = self._networks.cover if isinstance(host, str) and len(host) <= _LONGEST else self._networks.cover_anew
+        return asks(host)
 
     def _bypass(self, secret: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         return any(name == self._header and hmac.compare_digest(value, secret) for name, value in headers)
@@ -121,6 +131,11 @@ def headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
     return headers
 
 
+def copied(scope: Scope) -> Scope:
+    """Give a copy for somebody who writes into it; what reads its headers leaves those of `scope` alone."""
+    return {**scope, "headers": headers_of(scope)}
+
+
 class _Paths:
     """Exempt paths; thousands are asked as fast as a few, for what stands above others is found by its length."""
 
@@ -148,10 +163,12 @@ class _Networks:
             left_out = network.max_prefixlen - network.prefixlen
             same = self._known.setdefault((network.version, left_out), set())
             same.add(int(network.network_address) >> left_out)
-        self.cover = lru_cache(_KNOWN_CLIENTS)(self._cover)
-        """Tells whether an address, as a server writes it, is in one of them; a name is in none."""
+        self.given = bool(self._known)
+        self.cover = lru_cache(_KNOWN_CLIENTS)(self.cover_anew)
+        """The same as `cover_anew`, remembered."""
 
-    def _cover(self, host: str) -> bool:
+    def cover_anew(self, host: str) -> bool:
+        """Tell whether an address, as a server writes it, is in one of them; a name is in none."""
         try:
             address = ip_address(host)
         except ValueError:

@@ -254,6 +254,9 @@ class Gate:
             return None
         if self._exemptions.given and self._exemptions.may_cover(scope):
             return None
+        if decide(None, reading.mode, scope.get("method")) is _ADMITTED:
+            # It was a drain that kept such a request out.
+            return None
         if Marks.count and mark_of(endpoint) is not None:
             return None
         try:

@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_maintenance.errors import MaintenanceError
-from fastapi_maintenance.exemptions import ExemptHandler
+from fastapi_maintenance.exemptions import ExemptHandler, copied
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
@@ -132,7 +132,7 @@ class MaintenanceModeMiddleware:
         """Run the application, and end its streams when the gate closes to what it was open to."""
         if self._streams is not None and gate.admitted(scope):
             # Routing writes into the scope, so the question is asked with what it was before.
-            refused = partial(self._would_refuse, gate, dict(scope))
+            refused = partial(self._would_refuse, gate, copied(scope))
             await self._streams.run(self.app, scope, receive, send, gate, refused)
         else:
             await self.app(scope, receive, send)

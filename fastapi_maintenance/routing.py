@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from fastapi_maintenance.exemptions import route_path
+from fastapi_maintenance.exemptions import copied, route_path
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage, path_of
 from fastapi_maintenance.marks import Mark, Marks, mark_of
@@ -78,7 +78,7 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
 
 def _seen_by(router: Any, scope: Scope) -> Scope:
     """Give a copy of `scope` as the routes of `router` see it: an application puts its `root_path` there."""
-    scope = dict(scope)
+    scope = copied(scope)
     root_path = getattr(router, "root_path", "")
     if root_path and scope.get("app") is not router:
         scope["root_path"] = root_path

@@ -18,18 +18,33 @@ from fastapi_maintenance import (
     force_maintenance_mode_on,
 )
 from fastapi_maintenance.backends import MemoryBackend
+from fastapi_maintenance.inflight import InFlight
 from fastapi_maintenance.refusal import Refusals
 
-pytestmark = pytest.mark.no_cover  # the same lines again and again, at a third of the speed
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # the same lines again and again, at a third of the speed
 
 GATES = ("guard", "route class", "middleware")
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+class Barred(InFlight):
+    """Lets nobody in while it is told so, as while a drained hold lasts."""
+
+    bars = False
+
+    def enter(self, request):
+        """Count a request in."""
+        return not self.bars and super().enter(request)
 
 
 class Flaky(MemoryBackend):
     """Cannot be read while it is told so."""
 
     fails = False
+
+    def __init__(self):
+        super().__init__()
+        self.in_flight = Barred()
 
     def peek_state(self):
         """Give the state, or fail."""
@@ -102,7 +117,7 @@ changes = st.one_of(
     st.tuples(st.just("enable"), st.just("why"), st.sampled_from([None, 9]), st.just(False)),
     st.tuples(st.just("plan"), st.sampled_from([0, 2]), st.sampled_from([3, 5])),
     st.tuples(st.just("pass"), st.sampled_from([0.4, 1.0, 2.0])),
-    st.sampled_from([("disable",), ("fail",), ("pass", 0)]),
+    st.sampled_from([("disable",), ("fail",), ("bar",), ("pass", 0)]),
 )
 steps = st.tuples(changes, st.lists(requests, min_size=1, max_size=4), st.integers(1, 3))
 """Something changes, then some requests come, each of them once or more often."""
@@ -156,6 +171,8 @@ async def change(maintenance, clock, what, *how):
         await maintenance.schedule(*map(clock.after, how))
     elif what == "pass":
         clock.now = clock.after(*how)
+    elif what == "bar":
+        maintenance.backend.in_flight.bars = not maintenance.backend.in_flight.bars
     else:
         maintenance.backend.fails = not maintenance.backend.fails
 
@@ -194,3 +211,18 @@ def test_what_was_asked_before_changes_no_answer(gate, handlers, configured, clo
 
     explore()
     assert any(given_again) is not bool(handlers)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("configured", [{}, {"exempt_paths": ("/exempt",)}], ids=["built in", "exemptions"])
+async def test_what_a_drain_kept_out_is_let_in_after_it(gate, configured):
+    """A read that only a drained hold kept out of a read-only service is let in again, and a write is refused still."""
+    maintenance = Maintenance(MaintenanceSettings(**configured), backend=Flaky())
+    app, barred = behind(gate, maintenance), maintenance.backend.in_flight
+    await maintenance.enable(mode="read_only")
+    answers = []
+    for barred.bars in (False, True, True, False, False):
+        for method in ("GET", "POST"):
+            start, *_ = await ask(app, method, "/x", (), (), None)
+            answers.append(start["status"])
+    assert answers == [200, 503, 503, 503, 503, 503, 200, 503, 200, 503]

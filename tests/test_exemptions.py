@@ -200,6 +200,23 @@ REASONS = {
 }
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("networks", "clients", "kept"),
+    [
+        ("10.0.0.0/8", [f"10.0.{n // 256}.{n % 256}" for n in range(2000)], 1024),
+        ("10.0.0.0/8", [f"{'x' * 1000}{n}" for n in range(10)], 0),
+        ("", ["10.0.0.1"], 0),
+    ],
+)
+async def test_only_so_many_clients_are_kept(networks, clients, kept):
+    """Clients fill no memory, though a proxy header may name one at length; where none is exempt, none is kept."""
+    exemptions = Exemptions(MaintenanceSettings(exempt_ips=networks, bypass_secret=SECRET), None)
+    answers = {await exemptions.cover(scope(client=(client, 5)), docs=False) for client in clients}
+    assert answers == {bool(kept)}
+    assert exemptions._networks.cover.cache_info().currsize == kept
+
+
 @gates
 @pytest.mark.parametrize("reason", REASONS)
 def test_each_reason_alone_is_enough(make, reason):
@@ -259,6 +276,8 @@ def test_an_exempt_path_is_let_through_by_each_gate(make, url):
         (("unix:/run/app.sock", 0), False),
         (("/run/app.sock", None), False),
         (("", 0), False),
+        (("10.1.2.3" * 60, 5), False),
+        ((["10.1.2.3"], 5), False),
         ((None, None), False),
         ((), False),
         (None, False),

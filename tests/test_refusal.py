@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse,
 from fastapi.testclient import TestClient
 from httpx import ASGITransport, AsyncClient
 from starlette.requests import HTTPConnection
+from starlette.routing import Host
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
@@ -210,6 +211,8 @@ def test_preferences_in_two_lines_are_one(gate):
 def test_any_form_of_headers_will_do(gate, headers, secret):
     """Headers are pairs of byte strings that can be iterated over, and no more is asked of them (ASGI)."""
     app, told = behind(gate, made(settings=MaintenanceSettings(bypass_secret=secret))), []
+    # A route that reads the headers to see whether it is meant.
+    app.router.routes.insert(0, Host("elsewhere", app))
     scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "root_path": ""}
 
     async def send(message):

@@ -51,7 +51,8 @@ def current_owner() -> Owner | None:
 
 _ADMITTED = Verdict.ADMITTED
 _NO_STATE = object()
-_REFUSED = (Verdict.REFUSED, Verdict.REFUSED_UNLESS_EXEMPT)
+_REFUSED_UNLESS_EXEMPT = (Verdict.REFUSED_UNLESS_EXEMPT, Verdict.KEPT_OUT_UNLESS_EXEMPT)
+_REFUSED = (Verdict.REFUSED, *_REFUSED_UNLESS_EXEMPT)
 
 
 class _Reading:
@@ -254,9 +255,6 @@ class Gate:
             return None
         if self._exemptions.given and self._exemptions.may_cover(scope):
             return None
-        if decide(None, reading.mode, scope.get("method")) is _ADMITTED:
-            # It was a drain that kept such a request out.
-            return None
         if Marks.count and mark_of(endpoint) is not None:
             return None
         try:
@@ -299,9 +297,9 @@ class Gate:
         verdict = self._verdict(self._look() or await self._state(), scope, mark, passage)
         # What the verdict came from: an exemption may take its time, and others look meanwhile.
         state = self._reading.state
-        if verdict is Verdict.REFUSED_UNLESS_EXEMPT and (exempt or docs or self._exemptions.given):
-            covered = exempt or await self._exemptions.cover(scope, docs)
-            verdict = Verdict.EXEMPT if covered else Verdict.REFUSED
+        asks = verdict in _REFUSED_UNLESS_EXEMPT and (exempt or docs or self._exemptions.given)
+        if asks and (exempt or await self._exemptions.cover(scope, docs)):
+            verdict = Verdict.EXEMPT
         if verdict not in _REFUSED:
             # What stands in here for switch and windows says nothing to another gate.
             if verdict is not _ADMITTED or self._enabled is None:
@@ -316,7 +314,9 @@ class Gate:
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")
-        return await self._refusals.make(scope, status, applied=applied)
+        # A drain keeps out what the status says nothing of.
+        again = verdict is not Verdict.KEPT_OUT_UNLESS_EXEMPT
+        return await self._refusals.make(scope, status, applied=applied, again=again)
 
     def _verdict(
         self, state: MaintenanceState, scope: Scope, mark: Mark | None, passage: Passage | None = None
@@ -325,7 +325,7 @@ class Gate:
         method = scope.get("method")
         verdict = decide(mark, self._mode(state), method)
         if verdict is _ADMITTED and passage is not None and not self._count_in(passage, scope):
-            return Verdict.REFUSED_UNLESS_EXEMPT
+            return Verdict.KEPT_OUT_UNLESS_EXEMPT
         return verdict
 
     def _count_in(self, passage: Passage, scope: Scope) -> bool:
@@ -360,7 +360,7 @@ class Gate:
         with Passage(self.owner, scope):
             mark = mark_of(endpoint) if Marks.count else None
             verdict = self._verdict(self._look() or await self._state(), scope, mark)
-            exempt = verdict is Verdict.REFUSED_UNLESS_EXEMPT and await self._exemptions.cover(scope, docs)
+            exempt = verdict in _REFUSED_UNLESS_EXEMPT and await self._exemptions.cover(scope, docs)
             return verdict in _REFUSED and not exempt
 
     def report(self, refusal: Refusal, scope: Scope, gate: str, route: str | None) -> None:

@@ -131,13 +131,16 @@ class Refusals:
         made = self._made
         return made.by_request.get((_accept(scope), scope.get("method"), applied)) if made.status is status else None
 
-    async def make(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:
+    async def make(
+        self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None, again: bool = True
+    ) -> Refusal:
         """Make the refusal of one request.
 
         Args:
             scope: The ASGI scope.
             status: The status; where it is not active (a route forced on) the settings fill in.
             applied: `False` when no code of the application has run yet, `None` when nobody can say.
+            again: Whether such a request is refused as long as the status holds.
         """
         settings = self._settings
         if not status.active:
@@ -172,7 +175,7 @@ class Refusals:
                 made = self._made = _Made(status)
             refusal = made.by_form.get((form, applied)) or self._make(form, status, applied=applied)
             made.by_form[form, applied] = refusal
-            if self._handler is None and method != "HEAD":
+            if again and self._handler is None and method != "HEAD":
                 made.remember((accept, method, applied), refusal)
         return refusal if method != "HEAD" else refusal.without_body()
 

@@ -14,7 +14,7 @@ from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden
 from fastapi_maintenance.marks import Marks, mark_of
-from fastapi_maintenance.refusal import Refusal, ResponseHandler, answered, deny
+from fastapi_maintenance.refusal import Refusal, ResponseHandler, answer_of, deny, own_handler
 from fastapi_maintenance.routing import Marked, Operation, operation_of, routed
 from fastapi_maintenance.tasks import in_thread, to_the_end
 
@@ -148,8 +148,8 @@ class MaintenanceModeMiddleware:
         return operation_of(router, scope)
 
     async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-        registered = getattr(self._application(scope), "exception_handlers", {})
-        response = await answered(refusal, registered, scope)
+        handler = own_handler(self._application(scope), refusal)
+        response = refusal.response if handler is None else await answer_of(handler, refusal, scope)
         if scope["type"] == "websocket":
             await deny(scope, send, response)
             return

@@ -336,14 +336,18 @@ class _Refusing:
         return None
 
 
-async def answered(refusal: Refusal, registered: Mapping[Any, Any], scope: Scope) -> Response:
-    """Give what the application's own handler for `MaintenanceActive`, else for the status code, makes of `refusal`.
+def own_handler(app: object, refusal: Refusal) -> Any | None:
+    """Give an application's own handler for `MaintenanceActive`, else for the status code; `None` where it has none.
 
     For a gate outside of the application's own exception handling.
     """
-    handler = registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
-    answer = None if handler is None else await _asked(handler, connection(scope), refusal.error())
-    return answer or refusal.response
+    registered: Mapping[Any, Any] = getattr(app, "exception_handlers", {})
+    return registered.get(MaintenanceActive) or registered.get(refusal.response.status_code)
+
+
+async def answer_of(handler: Any, refusal: Refusal, scope: Scope) -> Response:
+    """Give what the application's own handler makes of `refusal`."""
+    return await _asked(handler, connection(scope), refusal.error()) or refusal.response
 
 
 async def _asked(handler: Any, conn: HTTPConnection, refusal: MaintenanceActive) -> Response | None:

@@ -19,7 +19,7 @@ from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage, path_of
 from fastapi_maintenance.marks import Mark, Marks, mark_of
 from fastapi_maintenance.openapi import refusal_response
-from fastapi_maintenance.refusal import answered
+from fastapi_maintenance.refusal import answer_of, own_handler
 
 _iter_route_contexts = getattr(fastapi.routing, "iter_route_contexts", None)
 """There from FastAPI 0.137.2."""
@@ -351,7 +351,8 @@ class GatedRoute(APIRoute):
                 await super().handle(scope, receive, send)
                 return
             gate.report(refusal, scope, "route", path_of(scope))
-            response = await answered(refusal, getattr(scope.get("app"), "exception_handlers", {}), scope)
+            handler = own_handler(scope.get("app"), refusal)
+            response = refusal.response if handler is None else await answer_of(handler, refusal, scope)
             await response(scope, receive, send)
         finally:
             passage.leave()

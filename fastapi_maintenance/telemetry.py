@@ -15,7 +15,7 @@ METER = "fastapi_maintenance"
 _SERVER = "fastapi.telemetry"
 """Key of the ASGI scope under which FastAPI (from 0.145) keeps the request's server span."""
 
-_METRICS, _TRACE = "opentelemetry.metrics", "opentelemetry.trace"
+_METRICS, _TRACE, _CONTEXT = "opentelemetry.metrics", "opentelemetry.trace", "opentelemetry.context"
 """Parts of the OpenTelemetry API, if the application (or FastAPI itself) has imported them."""
 
 
@@ -82,8 +82,8 @@ class Telemetry:
             route: The route's path with placeholders, where there is one.
         """
         trace: Any = sys.modules.get(_TRACE)
-        if trace is not None:
-            # A guard runs within FastAPI's own span for dependencies, which is the current one there.
+        # A guard runs within FastAPI's own span for dependencies, which is the current one there. Most have none.
+        if trace is not None and (_SERVER in scope or sys.modules[_CONTEXT].get_current()):
             span = getattr(scope.get(_SERVER), "span", None) or trace.get_current_span()
             if span.is_recording():
                 span.set_attribute("maintenance.mode", mode)

@@ -182,16 +182,21 @@ def test_a_span_of_the_users_own_instrumentation_tells(gate, tracing):
 
 
 @every_gate
-def test_nothing_is_told_where_nothing_records(gate, tracing, monkeypatch):
+def test_nothing_is_told_where_nothing_records(gate, monkeypatch):
     """A span that is not sampled is left alone."""
     from opentelemetry import trace  # noqa: PLC0415 - optional
 
     span = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
-    asked = []
-    monkeypatch.setattr(span, "set_attribute", lambda *given: asked.append(given), raising=False)
-    monkeypatch.setattr(trace, "get_current_span", lambda: span)
-    assert ask(behind(gate, made(), telemetry={"tracing": False})) == 503
-    assert asked == []
+    app, asked, told = behind(gate, made(), telemetry={"tracing": False}), [], []
+    monkeypatch.setattr(span, "is_recording", lambda: asked.append("whether it records"))
+    monkeypatch.setattr(span, "set_attribute", lambda *given: told.append(given), raising=False)
+
+    async def instrumented(scope, receive, send):
+        with trace.use_span(span):
+            await app(scope, receive, send)
+
+    assert ask(instrumented) == 503
+    assert (bool(asked), told) == (True, [])
 
 
 def test_planned_maintenance_can_be_kept_out(native):

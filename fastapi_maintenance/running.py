@@ -135,7 +135,9 @@ class Run:
         told: tuple[list[int], list[str]] | None = None
         while self._draining:
             with suppress(BackendError):
-                workers = await self._maintenance.workers()
+                # Not before it is closed: who reads of it may rely on that.
+                closing = (await self._maintenance.status()).phase == "closing"
+                workers = await self._maintenance.workers() if closing else ()
                 busy = places(worker for worker in workers if worker.busy)
                 if busy[0] and busy != told:
                     self._report("draining", busy=len(busy[0]), workers=len(workers), pids=busy[0], hosts=busy[1])

@@ -1,6 +1,7 @@
 """Each test begins with a clean environment and no default object, and async tests run on asyncio and on trio."""
 
 import os
+import signal
 
 import pytest
 
@@ -8,6 +9,13 @@ from fastapi_maintenance.backends.flock import FlockGate
 from fastapi_maintenance.backends.locks import Gate
 from fastapi_maintenance.maintenance import _Default
 from fastapi_maintenance.settings import PREFIX, _Shared
+
+
+def pytest_configure():
+    """Do not ignore the signals that a shell has what it starts in the background ignore: tests send them."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

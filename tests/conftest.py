@@ -14,7 +14,7 @@ from fastapi_maintenance.settings import PREFIX, _Shared
 def pytest_configure():
     """Do not ignore the signals that a shell has what it starts in the background ignore: tests send them."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-        if signal.getsignal(number) is signal.SIG_IGN:
+        if signal.getsignal(number) is signal.SIG_IGN:  # pragma: no cover - as the shell has it
             signal.signal(number, handler)
 
 

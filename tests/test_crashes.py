@@ -107,6 +107,8 @@ def run(text, *arguments):
 # Many at once
 
 MANY = """
+# Many writers on a slow disk wait long, and a lock need not be fair: here it is only asked that nothing is lost.
+locks.WRITE_TIMEOUT = 100.0
 processes, changes = map(int, rest)
 soon = datetime.now(UTC) + timedelta(hours=1)
 

@@ -65,8 +65,13 @@ def _imported(name: str) -> Any:
     return found
 
 
-async def _serving(app: Any) -> list[Maintenance]:
-    """Give the objects whose gates stand in `app` and in what is mounted below it, one for each backend."""
+async def _serving(app: Any, *around: object) -> list[Maintenance]:
+    """Give the objects whose gates stand in `app` and in what is mounted below it, one for each backend.
+
+    Args:
+        app: The application.
+        around: The applications that mount it; one may mount itself.
+    """
     bound = [*_of_middleware(app), *_of_routes(app)]
     known = {id(owner.snapshot): owner for owner in bound if owner is not None}
     # A gate that is bound to no object serves the one that a gate around it serves, else the app's default object.
@@ -74,7 +79,9 @@ async def _serving(app: Any) -> list[Maintenance]:
         default = await overridden(app) or get_maintenance()
         known[id(default.snapshot)] = default
     for mounted in [route.app for route in app.routes if hasattr(getattr(route, "app", None), "user_middleware")]:
-        for owner in await _serving(mounted):
+        if any(mounted is outer for outer in (app, *around)):
+            continue
+        for owner in await _serving(mounted, app, *around):
             known.setdefault(id(owner.snapshot), owner)
     return list(known.values())
 

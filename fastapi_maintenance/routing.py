@@ -249,13 +249,20 @@ class Marked:
             if included is not None:
                 self._remember(included)
 
-    def _holds_one(self, route: BaseRoute) -> bool:
-        """Tell whether an operation with a mark is here, or anywhere below a mount or a host."""
+    def _holds_one(self, route: BaseRoute, *around: object) -> bool:
+        """Tell whether an operation with a mark is here, or anywhere below a mount or a host.
+
+        Args:
+            route: Where to look.
+            around: The applications that it is in; one may mount itself.
+        """
         endpoint = getattr(route, "endpoint", None) or getattr(route, "app", None)
         if mark_of(endpoint) is not None:
             return True
         inner = None if isinstance(route, APIRoute) else routed(getattr(route, "app", None))
-        return inner is not None and any(self._holds_one(below) for below, _ in self._walk(inner))
+        if inner is None or any(inner is outer for outer in around):
+            return False
+        return any(self._holds_one(below, inner, *around) for below, _ in self._walk(inner))
 
 
 def _paths_of(suspects: Iterable[tuple[BaseRoute, Any]]) -> re.Pattern[str] | None:

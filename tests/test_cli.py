@@ -487,6 +487,11 @@ def mounting(below):
     return shop
 
 
+def below_itself(shop):
+    shop.mount("/again", shop)
+    return shop
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -498,8 +503,19 @@ def mounting(below):
         lambda m: wrapped(backend=m.backend),
         lambda m: mounting(routed(m)),
         lambda m: mounting(wrapped(backend=m.backend)),
+        lambda m: below_itself(wrapped(maintenance=m)),
     ],
-    ids=["itself", "guard", "router", "route class", "middleware", "backend", "mounted", "backend of a mounted"],
+    ids=[
+        "itself",
+        "guard",
+        "router",
+        "route class",
+        "middleware",
+        "backend",
+        "mounted",
+        "backend of a mounted",
+        "loop",
+    ],
 )
 def test_the_object_that_serves_an_application(monkeypatch, make):
     """It is found by its guard, its route class, its middleware, or that one's backend, in mounted ones, too."""

@@ -352,6 +352,19 @@ def test_middleware_around_a_mounted_application(wrap, root_path):
     assert statuses(app, *paths) == [200, 503, 503, 200, 404, 200, 307]
 
 
+@pytest.mark.parametrize("wrap", [from_outside, from_inside, around_a_hiding_one])
+def test_an_application_that_mounts_itself(wrap):
+    """An application may stand below itself: its marks hold at all of its paths."""
+    app, maintenance = marked_app(), open_one()
+    # First of all, so that it is looked through before a mark is found.
+    app.router.routes.insert(0, Mount("/again", app))
+    served = wrap(app, maintenance)
+    paths = ["/plain", "/again/on", "/again/off", "/again/again/plain"]
+    assert statuses(served, *paths) == [200, 503, 200, 200]
+    anyio.run(maintenance.enable)
+    assert statuses(served, *paths) == [503, 503, 200, 503]
+
+
 def test_root_path_of_a_mounted_application_is_the_one_that_counts():
     """A mounted application with a `root_path` of its own answers 404 for other paths, and that is left to it."""
     app, sub = FastAPI(), FastAPI()

@@ -19,7 +19,7 @@ _KNOWN_CLIENTS = 1024
 """Addresses of clients that are remembered with what came of them."""
 
 _LONGEST = 64
-"""Characters of an address that is worth remembering: IPv6 has 39, and the name of an interface after them."""
+"""Characters of an address: IPv6 has 45 at most, and the name of an interface (15 on Linux) after them."""
 
 ExemptHandler: TypeAlias = Callable[[Any], bool | Awaitable[bool]]
 """Gets the request (for a websocket the connection) without its body; `True` lets it through."""
@@ -44,8 +44,7 @@ class Exemptions:
         self._header = settings.bypass_header.lower().encode()
         self._handler = handler
         lists = settings.exempt_paths or settings.exempt_ips
-        self._configured = bool(lists) or self._secret is not None
-        self.given = self._configured or handler is not None
+        self.given = bool(lists) or self._secret is not None or handler is not None
         """Whether anything but documentation may be exempt."""
 
     async def cover(self, scope: Scope, docs: bool) -> bool:  # noqa: FBT001 - what the route is
@@ -57,8 +56,8 @@ class Exemptions:
         )
 
     def may_cover(self, scope: Scope) -> bool:
-        """Tell, without waiting, whether the request may be exempt; `docs` apart. The user's own reason may say so."""
-        return self._handler is not None or (self._configured and self._covers(scope))
+        """Tell, without waiting, whether `cover` may be true, apart from docs: the user's own reason is not asked."""
+        return self._handler is not None or self._covers(scope)
 
     def _covers(self, scope: Scope) -> bool:
         """Tell whether the settings exempt the request."""
@@ -73,12 +72,9 @@ class Exemptions:
         return path in self._paths
 
     def _client(self, client: tuple[str, int] | None) -> bool:
-        if not client:
-            return False
-        host = client[0]
-        # Behind a proxy that is trusted it may be whatever the client wrote.
-        asks = self._networks.cover if isinstance(host, str) and len(host) <= _LONGEST else self._networks.cover_anew
-        return asks(host)
+        host = client[0] if client else None
+        # Behind a proxy that is trusted it is whatever the client wrote, of any length.
+        return isinstance(host, str) and len(host) <= _LONGEST and self._networks.cover(host)
 
     def _bypass(self, secret: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         return any(name == self._header and hmac.compare_digest(value, secret) for name, value in headers)
@@ -164,11 +160,10 @@ class _Networks:
             same = self._known.setdefault((network.version, left_out), set())
             same.add(int(network.network_address) >> left_out)
         self.given = bool(self._known)
-        self.cover = lru_cache(_KNOWN_CLIENTS)(self.cover_anew)
-        """The same as `cover_anew`, remembered."""
+        self.cover = lru_cache(_KNOWN_CLIENTS)(self._cover)
+        """Tells whether an address, as a server writes it, is in one of them; a name is in none."""
 
-    def cover_anew(self, host: str) -> bool:
-        """Tell whether an address, as a server writes it, is in one of them; a name is in none."""
+    def _cover(self, host: str) -> bool:
         try:
             address = ip_address(host)
         except ValueError:

@@ -314,7 +314,7 @@ class Gate:
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")
-        # A drain keeps out what the status says nothing of.
+        # The status says nothing of whom a drain keeps out, so it does not tell when that is over.
         again = verdict is not Verdict.KEPT_OUT_UNLESS_EXEMPT
         return await self._refusals.make(scope, status, applied=applied, again=again)
 

@@ -11,6 +11,9 @@ from subjects import BARE, GATES, OLDER, OURS, WAYGATE, Subject, gates, in_each_
 
 Say = Callable[[str], None]
 MANY = 1000
+REFUSED_DESPITE_EXEMPTIONS = [
+    Subject(OURS, gate, "memory", exempt=50, closed=True) for gate in ("middleware", "route class")
+]
 
 
 @dataclass
@@ -71,11 +74,6 @@ def everything(redis: str | None) -> list[Subject]:
         Subject(OURS, gate, "memory", exempt=50, routes=n) for gate in ("middleware", "guard") for n in (20, 1000)
     ]
     return [*in_each_state([*ours, *peers()]), marked, *opened, *REFUSED_DESPITE_EXEMPTIONS]
-
-
-REFUSED_DESPITE_EXEMPTIONS = [
-    Subject(OURS, gate, "memory", exempt=50, closed=True) for gate in ("middleware", "route class")
-]
 
 
 def quick() -> list[Subject]:

@@ -26,7 +26,7 @@ print(json.dumps([(ended - begun) / 1e6, (begun - first) / 1e6, len(sys.modules)
 
 LEAST = """
 import builtins, dataclasses, json, sys, time
-import fastapi, pydantic_settings
+import fastapi, pydantic, pydantic_settings
 
 spent = 0
 
@@ -42,10 +42,12 @@ def timed(function):
 
 build, decorate = builtins.__build_class__, dataclasses.dataclass
 timed_build = timed(build)
-validating = lambda bases: any(issubclass(base, pydantic_settings.BaseSettings.__mro__[1]) for base in bases)
-builtins.__build_class__ = lambda body, name, *bases, **options: (
-    timed_build if validating(bases) else build
-)(body, name, *bases, **options)
+
+def build_class(body, name, *bases, **options):
+    validates = any(isinstance(base, type) and issubclass(base, pydantic.BaseModel) for base in bases)
+    return (timed_build if validates else build)(body, name, *bases, **options)
+
+builtins.__build_class__ = build_class
 dataclasses.dataclass = lambda **options: timed(decorate(**options))
 known = len(sys.modules)
 import fastapi_maintenance

@@ -59,9 +59,10 @@ def middleware(app: App, path: Path | None) -> App:
         app: What is called.
         path: A file to look at, and to lock meanwhile.
     """
-    place = None if path is None else str(path)
-    descriptor = -1 if place is None else os.open(place, os.O_RDWR | os.O_CREAT)
+    return _counting(app, *_opened(path))
 
+
+def _counting(app: App, place: str | None, descriptor: int) -> App:
     async def call(scope: Any, receive: Any, send: Any) -> None:
         request = scope["a note"] = _Note()
         token = _current.set(request)
@@ -83,19 +84,19 @@ def middleware(app: App, path: Path | None) -> App:
 
 def route_class(path: Path | None) -> type[APIRoute]:
     """Give a route class that does the same around each operation."""
+    opened = _opened(path)
 
     class LeastRoute(APIRoute):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.handle = middleware(super().handle, path)  # type: ignore[method-assign]
+            self.handle = _counting(super().handle, *opened)  # type: ignore[method-assign]
 
     return LeastRoute
 
 
 def guard(path: Path | None) -> Callable[..., Any]:
     """Give a dependency that does the same, until the end of the request."""
-    place = None if path is None else str(path)
-    descriptor = -1 if place is None else os.open(place, os.O_RDWR | os.O_CREAT)
+    place, descriptor = _opened(path)
 
     class Counted(_Note):
         def __exit__(self, *_: object) -> None:
@@ -128,7 +129,7 @@ def fixed_refusal(path: Path | None) -> type[APIRoute]:
     Args:
         path: A file to look at first.
     """
-    place = _touched(path)
+    place, _ = _opened(path)
 
     class FixedRoute(APIRoute):
         async def handle(self, scope: Any, receive: Any, send: Any) -> None:
@@ -142,10 +143,10 @@ def fixed_refusal(path: Path | None) -> type[APIRoute]:
 
 def refusal(path: Path | None) -> type[APIRoute]:
     """Give one that refuses in the form that `Accept` asks for, as the current request, and tells OpenTelemetry."""
-    place = _touched(path)
+    place, _ = _opened(path)
     answers = {b"application/json": _BODY}
     # FastAPI itself imports it, or nobody is told.
-    trace, metrics = (sys.modules.get(f"opentelemetry.{name}") for name in ("trace", "metrics"))
+    context, metrics = (sys.modules.get(f"opentelemetry.{name}") for name in ("context", "metrics"))
     counter = None if metrics is None else metrics.get_meter("bench").create_counter("refusals")
 
     class RefusingRoute(APIRoute):
@@ -155,8 +156,9 @@ def refusal(path: Path | None) -> type[APIRoute]:
                 if place is not None:
                     os.lstat(place)
                 body = answers.get(dict(scope["headers"]).get(b"accept", b""), _BODY)
-                if trace is not None:
-                    trace.get_current_span().is_recording()
+                if context is not None:
+                    # Without one there is no current span to tell.
+                    context.get_current()
                 if counter is not None:
                     counter.add(1, {"http.route": self.path_format})
                 await send({"type": "http.response.start", "status": 503, "headers": list(_HEADERS)})
@@ -167,8 +169,6 @@ def refusal(path: Path | None) -> type[APIRoute]:
     return RefusingRoute
 
 
-def _touched(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    path.touch()
-    return str(path)
+def _opened(path: Path | None) -> tuple[str | None, int]:
+    """Give the place of a file, and a descriptor for its lock; neither without a path."""
+    return (None, -1) if path is None else (str(path), os.open(path, os.O_RDWR | os.O_CREAT))

@@ -8,9 +8,9 @@ from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, TypeAlias
 
-from starlette.requests import HTTPConnection, Request
 from starlette.types import Scope
 
+from fastapi_maintenance.asgi import connection, headers_of, route_path
 from fastapi_maintenance.settings import MaintenanceSettings
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -103,33 +103,6 @@ def name_of(handler: object) -> str:
     while isinstance(handler, partial):
         handler = handler.func
     return getattr(handler, "__qualname__", None) or type(handler).__qualname__
-
-
-def route_path(scope: Scope) -> str:
-    """Give the path that routes are matched with: `path` less `root_path`, on a segment boundary."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and (path == root or path.startswith(f"{root}/")):
-        return path[len(root) :]
-    return path
-
-
-def connection(scope: Scope) -> HTTPConnection:
-    """Give the request, for a websocket the connection, without a way to read its body."""
-    return Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
-
-
-def headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Give the headers; where they can be read only once they are kept, as Starlette's own `Headers` does."""
-    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
-    if not isinstance(headers, list):
-        headers = scope["headers"] = list(headers)
-    return headers
-
-
-def copied(scope: Scope) -> Scope:
-    """Give a copy for somebody who writes into it; what reads its headers leaves those of `scope` alone."""
-    return {**scope, "headers": headers_of(scope)}
 
 
 class _Paths:

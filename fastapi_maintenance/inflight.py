@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from starlette.types import Scope
 
+from fastapi_maintenance.asgi import path_of
 from fastapi_maintenance.errors import DrainTimeout, MaintenanceError
 from fastapi_maintenance.forks import follow_forks
 
@@ -155,13 +156,6 @@ class InFlight:
         busy = [worker for worker in workers if worker.busy]
         pids, hosts = places(busy)
         return DrainTimeout(seconds, len(busy), len(workers), pids, self.operations(), hosts)
-
-
-def path_of(scope: Scope) -> str | None:
-    """Give the path, with placeholders, of the route that was chosen; `None` where there is none."""
-    context = scope.get("fastapi", {}).get("effective_route_context")
-    path = getattr(context, "path_format", None) or getattr(scope.get("route"), "path_format", None)
-    return path or None
 
 
 NOTES = "fastapi_maintenance"

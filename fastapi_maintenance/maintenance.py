@@ -14,12 +14,13 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from fastapi_maintenance.asgi import path_of
 from fastapi_maintenance.audit import record, whoami
 from fastapi_maintenance.backends import EnvVarBackend
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate, current_owner
 from fastapi_maintenance.holds import Drain, HoldContext, hold_template
-from fastapi_maintenance.inflight import NOTES, InFlight, Passage, Worker, noted, path_of
+from fastapi_maintenance.inflight import NOTES, InFlight, Passage, Worker, noted
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
 from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise

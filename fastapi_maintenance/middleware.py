@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastapi_maintenance.asgi import copied
 from fastapi_maintenance.errors import MaintenanceError
-from fastapi_maintenance.exemptions import ExemptHandler, copied
+from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage
 from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden

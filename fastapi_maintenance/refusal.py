@@ -16,8 +16,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from fastapi_maintenance.asgi import connection, headers_of
 from fastapi_maintenance.errors import MaintenanceActive
-from fastapi_maintenance.exemptions import connection, headers_of, name_of
+from fastapi_maintenance.exemptions import name_of
 from fastapi_maintenance.negotiation import preferred
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.state import MaintenanceStatus, utcnow

@@ -14,9 +14,9 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from fastapi_maintenance.exemptions import copied, route_path
+from fastapi_maintenance.asgi import copied, path_of, route_path
 from fastapi_maintenance.gate import Gate
-from fastapi_maintenance.inflight import Passage, path_of
+from fastapi_maintenance.inflight import Passage
 from fastapi_maintenance.marks import Mark, Marks, mark_of
 from fastapi_maintenance.openapi import refusal_response
 from fastapi_maintenance.refusal import answer_of, own_handler

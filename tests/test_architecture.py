@@ -20,7 +20,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 LAYERS = [
-    ["state", "marks", "tasks", "forks", "negotiation", "backends.redis", "backends.redis.scripts"],
+    ["asgi", "state", "marks", "tasks", "forks", "negotiation", "backends.redis", "backends.redis.scripts"],
     ["backends.redis.urls"],
     ["backends.redis.clients", "backends.redis.reasons"],
     ["audit", "decision", "errors", "openapi", "page", "telemetry"],

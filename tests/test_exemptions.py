@@ -15,8 +15,9 @@ from starlette.requests import HTTPConnection, Request
 from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_maintenance import Maintenance, MaintenanceModeMiddleware, MaintenanceSettings
+from fastapi_maintenance.asgi import connection, route_path
 from fastapi_maintenance.backends import MemoryBackend
-from fastapi_maintenance.exemptions import Exemptions, connection, route_path
+from fastapi_maintenance.exemptions import Exemptions
 
 SECRET = "gehé im-Gäns∂marsch"  # noqa: S105 - made up
 

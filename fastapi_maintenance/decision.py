@@ -14,7 +14,6 @@ class Verdict(Enum):
     EXEMPT = "exempt"
     REFUSED = "refused"
     REFUSED_UNLESS_EXEMPT = "refused unless exempt"
-    KEPT_OUT_UNLESS_EXEMPT = "kept out by a drain unless exempt"
 
 
 def decide(mark: Mark | None, mode: Mode | None, method: str | None, *, operation: bool = True) -> Verdict:

@@ -51,8 +51,7 @@ def current_owner() -> Owner | None:
 
 _ADMITTED = Verdict.ADMITTED
 _NO_STATE = object()
-_REFUSED_UNLESS_EXEMPT = (Verdict.REFUSED_UNLESS_EXEMPT, Verdict.KEPT_OUT_UNLESS_EXEMPT)
-_REFUSED = (Verdict.REFUSED, *_REFUSED_UNLESS_EXEMPT)
+_REFUSED = (Verdict.REFUSED, Verdict.REFUSED_UNLESS_EXEMPT)
 
 
 class _Reading:
@@ -297,7 +296,7 @@ class Gate:
         verdict = self._verdict(self._look() or await self._state(), scope, mark, passage)
         # What the verdict came from: an exemption may take its time, and others look meanwhile.
         state = self._reading.state
-        asks = verdict in _REFUSED_UNLESS_EXEMPT and (exempt or docs or self._exemptions.given)
+        asks = verdict is Verdict.REFUSED_UNLESS_EXEMPT and (exempt or docs or self._exemptions.given)
         if asks and (exempt or await self._exemptions.cover(scope, docs)):
             verdict = Verdict.EXEMPT
         if verdict not in _REFUSED:
@@ -314,8 +313,8 @@ class Gate:
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")
-        # The status says nothing of whom a drain keeps out, so it does not tell when that is over.
-        again = verdict is not Verdict.KEPT_OUT_UNLESS_EXEMPT
+        # Only what the status itself refuses is refused as long as it holds: a drain keeps out more.
+        again = decide(mark, status.mode, scope.get("method")) is not _ADMITTED
         return await self._refusals.make(scope, status, applied=applied, again=again)
 
     def _verdict(
@@ -325,7 +324,7 @@ class Gate:
         method = scope.get("method")
         verdict = decide(mark, self._mode(state), method)
         if verdict is _ADMITTED and passage is not None and not self._count_in(passage, scope):
-            return Verdict.KEPT_OUT_UNLESS_EXEMPT
+            return Verdict.REFUSED_UNLESS_EXEMPT
         return verdict
 
     def _count_in(self, passage: Passage, scope: Scope) -> bool:
@@ -360,7 +359,7 @@ class Gate:
         with Passage(self.owner, scope):
             mark = mark_of(endpoint) if Marks.count else None
             verdict = self._verdict(self._look() or await self._state(), scope, mark)
-            exempt = verdict in _REFUSED_UNLESS_EXEMPT and await self._exemptions.cover(scope, docs)
+            exempt = verdict is Verdict.REFUSED_UNLESS_EXEMPT and await self._exemptions.cover(scope, docs)
             return verdict in _REFUSED and not exempt
 
     def report(self, refusal: Refusal, scope: Scope, gate: str, route: str | None) -> None:

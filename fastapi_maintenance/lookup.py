@@ -24,7 +24,7 @@ async def maintenance_named(name: str, scope: str | None = None) -> Maintenance:
     if isinstance(found, Maintenance):
         known = [found]
     elif hasattr(found, "user_middleware") and hasattr(found, "router"):
-        known = await _serving(found)
+        known = await _serving(found, set())
     else:
         raise ValueError(
             f"{name} is a {type(found).__name__}, neither a Maintenance nor an application; "
@@ -65,13 +65,14 @@ def _imported(name: str) -> Any:
     return found
 
 
-async def _serving(app: Any, *around: object) -> list[Maintenance]:
+async def _serving(app: Any, seen: set[int]) -> list[Maintenance]:
     """Give the objects whose gates stand in `app` and in what is mounted below it, one for each backend.
 
     Args:
         app: The application.
-        around: The applications that mount it; one may mount itself.
+        seen: The `id` of each application that was looked through: they may mount one another.
     """
+    seen.add(id(app))
     bound = [*_of_middleware(app), *_of_routes(app)]
     known = {id(owner.snapshot): owner for owner in bound if owner is not None}
     # A gate that is bound to no object serves the one that a gate around it serves, else the app's default object.
@@ -79,9 +80,7 @@ async def _serving(app: Any, *around: object) -> list[Maintenance]:
         default = await overridden(app) or get_maintenance()
         known[id(default.snapshot)] = default
     for mounted in [route.app for route in app.routes if hasattr(getattr(route, "app", None), "user_middleware")]:
-        if any(mounted is outer for outer in (app, *around)):
-            continue
-        for owner in await _serving(mounted, app, *around):
+        for owner in [] if id(mounted) in seen else await _serving(mounted, seen):
             known.setdefault(id(owner.snapshot), owner)
     return list(known.values())
 

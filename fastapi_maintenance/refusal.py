@@ -271,7 +271,7 @@ def _accept(scope: Scope) -> bytes:
     except TypeError:  # names that cannot be hashed
         once = {}
     if len(once) == len(headers):
-        return once.get(b"accept", b"")
+        return bytes(once.get(b"accept", b""))
     return b",".join([value for name, value in headers if name == b"accept"])
 
 

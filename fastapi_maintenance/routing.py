@@ -231,7 +231,9 @@ class Marked:
     def _build(self) -> None:
         marks = Marks.count
         self._routers = []
-        self._suspects = [(route, context) for route, context in self._walk(self._router) if self._holds_one(route)]
+        self._suspects = [
+            (route, context) for route, context in self._walk(self._router) if self._holds_one(route, set())
+        ]
         self._paths = _paths_of(self._suspects)
         # Last: where this failed, the next request builds anew.
         self._marks = marks
@@ -249,20 +251,21 @@ class Marked:
             if included is not None:
                 self._remember(included)
 
-    def _holds_one(self, route: BaseRoute, *around: object) -> bool:
+    def _holds_one(self, route: BaseRoute, seen: set[int]) -> bool:
         """Tell whether an operation with a mark is here, or anywhere below a mount or a host.
 
         Args:
             route: Where to look.
-            around: The applications that it is in; one may mount itself.
+            seen: The `id` of each application that was looked through on the way: they may mount one another.
         """
         endpoint = getattr(route, "endpoint", None) or getattr(route, "app", None)
         if mark_of(endpoint) is not None:
             return True
         inner = None if isinstance(route, APIRoute) else routed(getattr(route, "app", None))
-        if inner is None or any(inner is outer for outer in around):
+        if inner is None or id(inner) in seen:
             return False
-        return any(self._holds_one(below, inner, *around) for below, _ in self._walk(inner))
+        seen.add(id(inner))
+        return any(self._holds_one(below, seen) for below, _ in self._walk(inner))
 
 
 def _paths_of(suspects: Iterable[tuple[BaseRoute, Any]]) -> re.Pattern[str] | None:

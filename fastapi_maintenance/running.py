@@ -133,12 +133,9 @@ class Run:
 
     async def _tell_who_is_busy(self) -> None:
         told: tuple[list[int], list[str]] | None = None
-        closing = False
         while self._draining:
             with suppress(BackendError):
-                # Not before it is closed: who reads of it may rely on that.
-                closing = closing or (await self._maintenance.status()).phase == "closing"
-                workers = await self._maintenance.workers() if closing else ()
+                workers = await self._maintenance.workers()
                 busy = places(worker for worker in workers if worker.busy)
                 if busy[0] and busy != told:
                     self._report("draining", busy=len(busy[0]), workers=len(workers), pids=busy[0], hosts=busy[1])

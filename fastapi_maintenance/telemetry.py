@@ -82,8 +82,9 @@ class Telemetry:
             route: The route's path with placeholders, where there is one.
         """
         trace: Any = sys.modules.get(_TRACE)
-        # Without a context there is no current span, and asking for it takes longer.
-        if trace is not None and (_SERVER in scope or sys.modules[_CONTEXT].get_current()):
+        context: Any = sys.modules.get(_CONTEXT)
+        # In an empty context there is no current span, and asking for it takes longer.
+        if trace is not None and (_SERVER in scope or context is None or context.get_current()):
             # A guard runs within FastAPI's own span for dependencies, which is the current one there.
             span = getattr(scope.get(_SERVER), "span", None) or trace.get_current_span()
             if span.is_recording():

@@ -18,6 +18,7 @@ from fastapi_maintenance import (
     force_maintenance_mode_on,
 )
 from fastapi_maintenance.backends import MemoryBackend
+from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import InFlight
 from fastapi_maintenance.refusal import Refusals
 
@@ -226,3 +227,23 @@ async def test_what_a_drain_kept_out_is_let_in_after_it(gate, configured):
             start, *_ = await ask(app, method, "/x", (), (), None)
             answers.append(start["status"])
     assert answers == [200, 503, 503, 503, 503, 503, 200, 503, 200, 503]
+
+
+@pytest.mark.parametrize("gate", GATES)
+async def test_a_state_that_another_thread_sees_first_is_not_mistaken(gate, monkeypatch):
+    """A verdict from one state is not kept for another one, which came while the request was decided on."""
+    maintenance = Maintenance(backend=MemoryBackend())
+    app, decided = behind(gate, maintenance), Gate._verdict
+
+    def overtaken(self, *asked):
+        verdict = decided(self, *asked)
+        self.owner.backend._state = reads
+        self.last_known_mode()
+        return verdict
+
+    await maintenance.enable(mode="read_only")
+    reads = maintenance.backend.peek_state()
+    await maintenance.enable(mode="full")
+    monkeypatch.setattr(Gate, "_verdict", overtaken)
+    answers = [(await ask(app, "GET", "/x", (), (), None))[0]["status"] for _ in range(3)]
+    assert answers == [503, 200, 200]

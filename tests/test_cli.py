@@ -34,8 +34,7 @@ from fastapi_maintenance.errors import DrainIncomplete
 from fastapi_maintenance.holds import ActiveHold
 from fastapi_maintenance.inflight import Worker
 from fastapi_maintenance.lookup import maintenance_named
-from fastapi_maintenance.running import Run, _is_in_foreground
-from tests import waiting
+from fastapi_maintenance.running import _is_in_foreground
 from tests.servers import environment, until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
@@ -848,39 +847,6 @@ def test_a_hold_that_cannot_be_taken(worker, monkeypatch):
     Path("state").write_text("rubbish")
     code, _, err = call("run", "--", *script("open('ran', 'w')"))
     assert (code, "is not a maintenance mode" in err, Path("ran").exists()) == (75, True, False)
-
-
-@posix
-def test_who_is_busy_is_told_once_it_is_closed(busy, monkeypatch):
-    """However long a hold takes to be stored, nobody hears of a drain whose hold is not there yet."""
-    looks, told, take = [], [], LocalFileBackend.take_hold
-
-    def noted(asked):
-        async def note(self):
-            looks.append(bool(state().holds))
-            return await asked(self)
-
-        return note
-
-    async def slowly(self, hold):
-        await waiting.until(lambda: len(looks) > 1)
-        await take(self, hold)
-
-    def report(event, **_):
-        told.append((event, bool(state().holds)))
-        if event == "draining":
-            busy()
-
-    for name in ("status", "workers"):
-        monkeypatch.setattr(Maintenance, name, noted(getattr(Maintenance, name)))
-    monkeypatch.setattr(LocalFileBackend, "take_hold", slowly)
-    maintenance = Maintenance()
-
-    async def run():
-        return await Run(maintenance, maintenance.on(drain=30), ["true"], report).to_its_end()
-
-    assert anyio.run(run) == 0
-    assert (looks[0], told[:2]) == (False, [("draining", True), ("closed", True)])
 
 
 @posix

@@ -206,7 +206,7 @@ def test_preferences_in_two_lines_are_one(gate):
 
 
 @every_gate
-@pytest.mark.parametrize("headers", [iter, tuple, lambda pairs: [(bytearray(name), value) for name, value in pairs]])
+@pytest.mark.parametrize("headers", [iter, tuple, lambda pairs: [tuple(map(bytearray, pair)) for pair in pairs]])
 @pytest.mark.parametrize("secret", [None, "s3cret"])
 def test_any_form_of_headers_will_do(gate, headers, secret):
     """Headers are pairs of byte strings that can be iterated over, and no more is asked of them (ASGI)."""

@@ -365,6 +365,21 @@ def test_an_application_that_mounts_itself(wrap):
     assert statuses(served, *paths) == [503, 503, 200, 503]
 
 
+def test_applications_that_mount_one_another(monkeypatch):
+    """Each is looked through once for each mount of the outer one, however they are connected; marks hold in all."""
+    apps = [FastAPI() for _ in range(8)]
+    for app in apps:
+        for number, other in enumerate(apps):
+            app.mount(f"/{number}", other)
+    apps[-1].get("/on")(force_maintenance_mode_on(lambda: 1))
+    apps[0].get("/plain")(lambda: 1)
+    looks, walk = [], Marked._walk
+    monkeypatch.setattr(Marked, "_walk", lambda self, router: looks.append(router) or walk(self, router))
+    apps[0].add_middleware(MaintenanceModeMiddleware, maintenance=open_one())
+    assert statuses(apps[0], "/7/on", "/1/7/on", "/3/2/7/on", "/plain") == [503, 503, 503, 200]
+    assert len(looks) <= 1 + len(apps) ** 2
+
+
 def test_root_path_of_a_mounted_application_is_the_one_that_counts():
     """A mounted application with a `root_path` of its own answers 404 for other paths, and that is left to it."""
     app, sub = FastAPI(), FastAPI()

@@ -111,6 +111,7 @@ def test_requests_in_flight_end_and_the_command_runs_alone(serve, start, tmp_pat
         run = start("--drain", "30", *script(WAITS, "7"), stderr=stderr)
         # Nobody else asks before it has counted.
         until(lambda: b"\n" in told.read_bytes())
+        until(lambda: (tmp_path / "state").exists() and b'"closing"' in (tmp_path / "state").read_bytes())
         meanwhile = asked(port, "/")[0]
         begun_before = (tmp_path / "command.running").exists()
         (tmp_path / "slow.done").touch()

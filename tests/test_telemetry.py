@@ -199,6 +199,14 @@ def test_nothing_is_told_where_nothing_records(gate, monkeypatch):
     assert (bool(asked), told) == (True, [])
 
 
+@every_gate
+def test_an_api_that_is_there_in_part_does_no_harm(gate, monkeypatch):
+    """Where something has unloaded OpenTelemetry's context, a refusal is a refusal."""
+    app = behind(gate, made(), telemetry={"tracing": False})
+    monkeypatch.delitem(sys.modules, "opentelemetry.context")
+    assert ask(app) == 503
+
+
 def test_planned_maintenance_can_be_kept_out(native):
     """`telemetry={"exclude": …}` with what the object knows leaves no span of a refusal, and those of the rest."""
     configured, spans = native

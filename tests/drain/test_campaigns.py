@@ -43,7 +43,7 @@ needs_gunicorn = pytest.mark.skipif(
 @pytest.mark.parametrize("plan", LONG_PLANS if LONG else SHORT_PLANS, ids=str)
 def test_nothing_runs_in_a_window(plan):
     """Three holders drain a server again and again, under load and faults: no request runs in any window."""
-    nothing_ran(run(plan), plan, one_of=2)
+    nothing_ran(run(plan), plan)
 
 
 @needs_gunicorn
@@ -51,5 +51,5 @@ def test_nothing_runs_in_a_window(plan):
 def test_a_protocol_that_is_broken_on_purpose_is_caught(plan):
     """Without the slot, or with one descriptor for all workers, requests run in most windows, and it is seen."""
     seen = run(plan)
-    assert seen.contested * 2 > len(seen.windows)
-    assert seen.violated * 2 > len(seen.windows)
+    assert seen.contested >= plan.contested, seen
+    assert seen.violated * 2 > seen.contested, seen

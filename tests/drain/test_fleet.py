@@ -31,11 +31,12 @@ PLANS = LONG_PLANS if LONG else [Plan("uvicorn", windows=6, faults=("kill_redis"
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan}-{'-'.join(plan.faults)}")
 def test_nothing_runs_in_a_window_of_the_fleet(plan):
     """Holders drain a fleet again and again, under load and faults: no request runs in any window."""
-    # Holders on all sides leave it open for moments only.
-    nothing_ran(run_on_redis(plan), plan, one_of=5)
+    nothing_ran(run_on_redis(plan), plan)
 
 
 def test_a_promise_without_counting_is_caught():
     """Where workers promise that nothing is in flight without counting, requests run in windows, and it is seen."""
-    seen = run_on_redis(Plan("uvicorn", windows=10, control="idle-always", holders=("script",), at_start=0))
-    assert seen.violated * 2 > len(seen.windows)
+    plan = Plan("uvicorn", windows=10, control="idle-always", holders=("script",), at_start=0)
+    seen = run_on_redis(plan)
+    assert seen.contested >= plan.contested, seen
+    assert seen.violated * 2 > seen.contested, seen

@@ -1,6 +1,7 @@
 """What the gates are compared with: empty ones, and the least that does what a gate has to, each in one function.
 
-None of these decides anything, so no gate that counts its requests, or refuses them properly, can cost less.
+Each knows one backend and one state, has no way for anything else, and calls nothing of its own: so a gate that counts
+its requests, or refuses them properly, costs more.
 """
 
 import os
@@ -8,7 +9,9 @@ import struct
 import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
+from operator import attrgetter
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from fastapi import Request
@@ -45,75 +48,145 @@ async def empty_dependency() -> None:
 
 
 class _Note:
+    owner: object
+    scope: Any
+    verdict: object
     token: Token[object]
 
 
+class _Known:
+    """What a gate looks at: how much is marked, what is stored, what is open whatever the time is, and holds.
+
+    Args:
+        path: A file to look at, and to lock while a request is under way.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.marks = 0
+        self.stored = self.open = object()
+        self.holds: tuple[object, ...] = ()
+        self.place: Any = None if path is None else str(path)
+        self.descriptor: Any = None if path is None else os.open(path, os.O_RDWR | os.O_CREAT)
+        self.looked: Any = None if path is None else _identity(os.lstat(path))
+
+
+_OPEN = object()
+_NOTE = "a note"
+_identity = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 _current: ContextVar[object] = ContextVar("least")
 _running: set[object] = set()
+_turn = RLock()
 
 
 def middleware(app: App, path: Path | None) -> App:
-    """Give a middleware that counts a request while it is under way, and makes it the current one.
+    """Give a middleware that counts a request while it is under way, makes it the current one, and looks at the state.
 
     Args:
         app: What is called.
         path: A file to look at, and to lock meanwhile.
     """
-    return _counting(app, *_opened(path))
+    return _counting(app, _Known(path))
 
 
-def _counting(app: App, place: str | None, descriptor: int) -> App:
-    async def call(scope: Any, receive: Any, send: Any) -> None:
-        request = scope["a note"] = _Note()
-        token = _current.set(request)
+def _counting(app: App, known: _Known) -> App:
+    async def of_memory(scope: Any, receive: Any, send: Any) -> None:
+        if known.marks or _NOTE in scope:
+            raise NotImplementedError
+        request = _Note()
+        request.owner = known
+        request.scope = scope
+        request.token = _current.set(request)
         _running.add(request)
-        if place is not None:
-            os.fstat(descriptor)
-            fcntl(descriptor, F_OFD_SETLK, LOCK)
-            os.lstat(place)
+        if known.stored is not known.open or known.holds:
+            raise NotImplementedError
+        request.verdict = _OPEN
+        scope[_NOTE] = request
         try:
             await app(scope, receive, send)
         finally:
             _running.discard(request)
-            if place is not None:
-                fcntl(descriptor, F_OFD_SETLK, UNLOCK)
-            _current.reset(token)
+            request.scope = request.verdict = None
+            _current.reset(request.token)
 
-    return call
+    async def of_file(scope: Any, receive: Any, send: Any) -> None:
+        if known.marks or _NOTE in scope:
+            raise NotImplementedError
+        request = _Note()
+        request.owner = known
+        request.scope = scope
+        request.token = _current.set(request)
+        with _turn:
+            _running.add(request)
+            if not os.fstat(known.descriptor).st_nlink:
+                raise NotImplementedError
+            fcntl(known.descriptor, F_OFD_SETLK, LOCK)
+        if _identity(os.lstat(known.place)) != known.looked or known.stored is not known.open or known.holds:
+            raise NotImplementedError
+        request.verdict = _OPEN
+        scope[_NOTE] = request
+        try:
+            await app(scope, receive, send)
+        finally:
+            with _turn:
+                _running.discard(request)
+                if not _running:
+                    fcntl(known.descriptor, F_OFD_SETLK, UNLOCK)
+            request.scope = request.verdict = None
+            _current.reset(request.token)
+
+    return of_memory if known.place is None else of_file
 
 
 def route_class(path: Path | None) -> type[APIRoute]:
     """Give a route class that does the same around each operation."""
-    opened = _opened(path)
+    known = _Known(path)
 
     class LeastRoute(APIRoute):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.handle = _counting(super().handle, *opened)  # type: ignore[method-assign]
+            self.handle = _counting(super().handle, known)  # type: ignore[method-assign]
 
     return LeastRoute
 
 
 def guard(path: Path | None) -> Callable[..., Any]:
     """Give a dependency that does the same, until the end of the request."""
-    place, descriptor = _opened(path)
+    known = _Known(path)
 
     class Counted(_Note):
         def __exit__(self, *_: object) -> None:
-            _running.discard(self)
-            if place is not None:
-                fcntl(descriptor, F_OFD_SETLK, UNLOCK)
+            if path is None:
+                _running.discard(self)
+            else:
+                with _turn:
+                    _running.discard(self)
+                    if not _running:
+                        fcntl(known.descriptor, F_OFD_SETLK, UNLOCK)
+            self.scope = self.verdict = None
             _current.reset(self.token)
 
     async def least(request: Request) -> None:
         scope = request.scope
-        counted = scope["a note"] = Counted()
+        if known.marks or _NOTE in scope:
+            raise NotImplementedError
+        counted = Counted()
+        counted.owner = known
+        counted.scope = scope
         counted.token = _current.set(counted)
-        _running.add(counted)
-        if place is not None:
-            os.fstat(descriptor)
-            fcntl(descriptor, F_OFD_SETLK, LOCK)
-            os.lstat(place)
+        if path is None:
+            _running.add(counted)
+        else:
+            with _turn:
+                _running.add(counted)
+                if not os.fstat(known.descriptor).st_nlink:
+                    raise NotImplementedError
+                fcntl(known.descriptor, F_OFD_SETLK, LOCK)
+            if _identity(os.lstat(known.place)) != known.looked:
+                raise NotImplementedError
+        if known.stored is not known.open or known.holds:
+            raise NotImplementedError
+        counted.verdict = _OPEN
+        scope[_NOTE] = counted
         scope["fastapi_middleware_astack"].push(counted)
 
     return least
@@ -129,7 +202,7 @@ def fixed_refusal(path: Path | None) -> type[APIRoute]:
     Args:
         path: A file to look at first.
     """
-    place, _ = _opened(path)
+    place = _Known(path).place
 
     class FixedRoute(APIRoute):
         async def handle(self, scope: Any, receive: Any, send: Any) -> None:
@@ -143,7 +216,7 @@ def fixed_refusal(path: Path | None) -> type[APIRoute]:
 
 def refusal(path: Path | None) -> type[APIRoute]:
     """Give one that refuses in the form that `Accept` asks for, as the current request, and tells OpenTelemetry."""
-    place, _ = _opened(path)
+    place = _Known(path).place
     answers = {b"application/json": _BODY}
     # FastAPI itself imports it, or nobody is told.
     context, metrics = (sys.modules.get(f"opentelemetry.{name}") for name in ("context", "metrics"))
@@ -167,8 +240,3 @@ def refusal(path: Path | None) -> type[APIRoute]:
                 _current.reset(token)
 
     return RefusingRoute
-
-
-def _opened(path: Path | None) -> tuple[str | None, int]:
-    """Give the place of a file, and a descriptor for its lock; neither without a path."""
-    return (None, -1) if path is None else (str(path), os.open(path, os.O_RDWR | os.O_CREAT))

@@ -20,7 +20,7 @@ from fastapi_maintenance.asgi import connection, headers_of
 from fastapi_maintenance.errors import MaintenanceActive
 from fastapi_maintenance.exemptions import name_of
 from fastapi_maintenance.negotiation import preferred
-from fastapi_maintenance.settings import MaintenanceSettings
+from fastapi_maintenance.settings import PREFIX, MaintenanceSettings
 from fastapi_maintenance.state import MaintenanceStatus, utcnow
 
 if TYPE_CHECKING:
@@ -220,7 +220,10 @@ class Refusals:
 def _page(template: Path | None) -> "Page":
     from fastapi_maintenance.page import Page  # noqa: PLC0415 - for who has a gate
 
-    return Page(template)
+    try:
+        return Page(template)
+    except ValueError as error:
+        raise ValueError(f"{error} (setting {PREFIX}PAGE_TEMPLATE)") from error
 
 
 def _members(message: str, status: MaintenanceStatus, code: int, applied: bool | None) -> dict[str, object]:  # noqa: FBT001 - a member

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, Validatio
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from fastapi_maintenance.backends import EnvVarBackend, MemoryBackend, file_backend, redis_backend
+from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.state import checked_message
 
 if TYPE_CHECKING:
@@ -251,7 +252,10 @@ def backend_from_url(url: str, scope: str) -> object:
         key = (url, scope)
         if url == "env" or key not in _Shared.backends:
             # The environment is checked anew by each object that is made from it.
-            made = _make_backend(url, scope)
+            try:
+                made = _make_backend(url, scope)
+            except BackendError as error:
+                raise BackendError(error.backend, f"{error.reason} (setting {PREFIX}BACKEND)") from error
             _Shared.backends.setdefault(key, made)
         return _Shared.backends[key]
 

@@ -455,9 +455,16 @@ def test_threads_share_a_backend():
 
 
 def test_a_file_in_a_missing_directory_is_an_error(tmp_path):
-    """A file whose directory does not exist is a `BackendError` that names the directory."""
-    with pytest.raises(BackendError, match=r"the directory .*gone does not exist"):
+    """A file whose directory does not exist is a `BackendError` that names the directory and the variable."""
+    with pytest.raises(BackendError, match=r"the directory .*gone does not exist.* FASTAPI_MAINTENANCE_BACKEND\)$"):
         backend_from_url(f"file:{tmp_path}/gone/m", "default")
+
+
+def test_a_missing_page_template_is_an_error(tmp_path):
+    """A template that cannot be read stops the start with an error that names the file and the variable."""
+    settings = MaintenanceSettings(page_template=tmp_path / "gone.html")
+    with pytest.raises(ValueError, match=r"page template .*gone\.html .* FASTAPI_MAINTENANCE_PAGE_TEMPLATE\)$"):
+        Maintenance(settings, backend=MemoryBackend())
 
 
 @pytest.fixture

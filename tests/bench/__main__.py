@@ -150,7 +150,7 @@ class Run:
         self.found["blocks"] = parts = blocks.measure()
         self.say("\nThe parts, each by itself: " + ", ".join(f"{name} {us} µs" for name, us in parts.items()) + ".")
         broken = [row for row in self.rows if row.broken(guarding.SLACK)]
-        self.broken += [f"{guarding.name(row.subject)}: {row.verdict}" for row in broken]
+        self.broken += [f"{guarding.name(row.subject)}: {row.told}" for row in broken]
 
     def _draw(self) -> None:
         shown = beside.shown(self.rows, closed=False)

@@ -53,6 +53,13 @@ class Row:
         allowed = self.budget + (self.cost.quiet if self.subject.closed else 0)
         return self.cost.adds.low > max(self.budget, self.least or self.budget) + (slack - 1) * allowed
 
+    @property
+    def told(self) -> str:
+        """Say what it adds, and what it may."""
+        if self.cost is None or self.budget is None:
+            return self.verdict
+        return f"adds {self.cost.adds.value:.1f} µs, surely {self.cost.adds.low:.1f}; {self.budget:.1f} are allowed"
+
     def to_dict(self) -> dict[str, Any]:
         """Give it for JSON."""
         cost = None if self.cost is None else asdict(self.cost)
@@ -120,7 +127,8 @@ def _row(subject: Subject, wrong: str | None, costs: Mapping[Subject, Cost]) -> 
     dependency = costs.get(budgets.dependency_of(subject))
     if subject.gate == "guard" and dependency is None:
         return Row(subject, wrong, cost)
-    adds = dependency.adds.value if dependency and subject.gate == "guard" else 0.0
+    # Among very many routes noise may be larger than it, but it never saves time.
+    adds = max(0.0, dependency.adds.value) if dependency and subject.gate == "guard" else 0.0
     least = costs.get(budgets.least_of(subject)) if subject.package == OURS else None
     return Row(
         subject,

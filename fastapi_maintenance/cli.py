@@ -401,6 +401,8 @@ def _line_of_cause(cause: Cause) -> str:
 
 
 def _line_of_workers(workers: tuple[Worker, ...]) -> str:
+    if not workers:
+        return "0 attached: is it the same state (path, URL, scope) as the service's?"
     pids, hosts = places(worker for worker in workers if worker.busy)
     return f"{len(workers)} attached, {len(pids)} busy{named(pids, hosts)}"
 

@@ -93,7 +93,10 @@ class Maintenance:
         self.settings = MaintenanceSettings.for_scope(scope) if settings is None else settings.with_state_of(scope)
         self.exempt_handler = exempt_handler
         self.response_handler = response_handler
-        self.use_backend(backend_from_url(self.settings.backend, scope) if backend is None else backend)
+        if backend is None:
+            self._use_url(self.settings.backend)
+        else:
+            self.use_backend(backend)
         self.gate = Gate(self, exempt_handler, response_handler)
         self.telemetry = Telemetry(scope, self.last_known_mode)
         self._warned: set[str] = set()
@@ -110,6 +113,13 @@ class Maintenance:
         self.backend = backend
         if not isinstance(backend, EnvVarBackend) or backend.var_name != mode_variable(self.scope):
             _warn_of_idle_variable(self.scope, backend)
+
+    def _use_url(self, url: str) -> None:
+        backend = backend_from_url(url, self.scope)
+        try:
+            self.use_backend(backend)
+        except TypeError as error:
+            raise TypeError(f"{error} (setting {PREFIX}BACKEND={url})") from None
 
     def __repr__(self) -> str:
         return f"Maintenance(scope={self.scope!r}, backend={self.snapshot.name})"
@@ -349,7 +359,7 @@ class Maintenance:
 
         Args:
             start: With a time zone.
-            end: With a time zone, after `start`.
+            end: With a time zone, after `start`, in the future.
             message: What to tell people, at most 2 KiB.
             mode: `full` or `read_only`.
             by: Who did it.
@@ -365,6 +375,8 @@ class Maintenance:
         """
         by = by or whoami()
         window = planned_window(secrets.token_hex(4), start, end, message=message, mode=mode, by=by)
+        if window.end <= (now := utcnow()):
+            raise ValueError(f"end ({window.end.isoformat()}) is in the past; give a time after {now.isoformat()}")
         await self.snapshot.change(lambda state: state.with_window(window))
         await self._recorded(f"window {window.id} scheduled", by, message)
         return window

@@ -256,6 +256,10 @@ def backend_from_url(url: str, scope: str) -> object:
                 made = _make_backend(url, scope)
             except BackendError as error:
                 raise BackendError(error.backend, f"{error.reason} (setting {PREFIX}BACKEND)") from error
+            except ValueError as error:
+                if PREFIX in str(error):
+                    raise
+                raise ValueError(f"{error} (setting {PREFIX}BACKEND)") from error
             _Shared.backends.setdefault(key, made)
         return _Shared.backends[key]
 

@@ -712,6 +712,7 @@ NAIVE = NOW.replace(tzinfo=None)
         ("schedule", {"start": NOW, "end": NAIVE + AN_HOUR}, ValueError, "end has no time zone"),
         ("schedule", {"start": NOW, "end": NOW}, ValueError, "must come after its start"),
         ("schedule", {"start": NOW, "end": NOW - AN_HOUR}, ValueError, "must come after its start"),
+        ("schedule", {"start": NOW - 2 * AN_HOUR, "end": NOW - AN_HOUR}, ValueError, "^end .* is in the past"),
         ("schedule", {"start": NOW, "end": 5}, TypeError, "end must be a datetime"),
         ("schedule", {"start": NOW, "end": NOW + AN_HOUR, "mode": "off"}, ValueError, "unknown mode"),
         ("schedule", {"start": NOW, "end": NOW + AN_HOUR, "message": "\0"}, ValueError, "control character"),

@@ -307,7 +307,7 @@ async def test_what_is_missing_from_a_new_register_is_said(server, make):
     """Right after Redis was emptied it cannot know all workers: the error says that, and a later try enters."""
     here, there = make(lease=6), make(lease=6)
     async with there.lifespan():
-        with pytest.raises(DrainIncomplete, match="Redis began or restarted"):
+        with pytest.raises(DrainIncomplete, match=r"Redis began or restarted, less than 2\.4 s ago"):
             await here.on(drain=0.5).__aenter__()
         async with here.on(drain=PATIENCE):
             assert not there.snapshot.in_flight.enter("request")

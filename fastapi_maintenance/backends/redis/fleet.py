@@ -245,6 +245,11 @@ class Fleet:
         return any(held.young for held in tuple(self._held.values()))
 
     @property
+    def settling(self) -> float:
+        """Seconds for which that may be so."""
+        return _LEAP * self._terms.lease
+
+    @property
     def identity(self) -> object:
         """The store and the place in it."""
         return self._link, self.channel

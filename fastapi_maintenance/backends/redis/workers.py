@@ -43,6 +43,11 @@ class Fleet(Protocol):
         ...
 
     @property
+    def settling(self) -> float:
+        """Seconds after which an emptied or restarted store knows all workers again."""
+        ...
+
+    @property
     def identity(self) -> object:
         """What is the same for all who share this state in this process."""
         ...
@@ -205,6 +210,7 @@ class FleetInFlight(InFlight):
             return DrainIncomplete([name_of(member.worker.id) for member in silent])
         busy = [member.worker for member in members if not member.idle]
         if not busy and self._fleet.may_have_forgotten():
-            return DrainIncomplete(["workers that were not heard since Redis began or restarted"])
+            ago = f"less than {self._fleet.settling:g} s ago (ask again then, or give drain= more than that)"
+            return DrainIncomplete([f"workers that were not heard since Redis began or restarted, {ago}"])
         pids, hosts = places(busy)
         return DrainTimeout(seconds, len(busy), len(members), pids, self.operations(), hosts)

@@ -313,8 +313,8 @@ class Gate:
         if mark is Mark.FORCED_ON and status.active:
             # A mark refuses everything, whatever the mode.
             status = replace(status, mode="full")
-        # Only what the status itself refuses is refused as long as it holds: a drain keeps out more.
-        again = decide(mark, status.mode, scope.get("method")) is not _ADMITTED
+        # Only what the status itself refuses is refused as long as it holds: a drain and a mark keep out more.
+        again = mark is None and decide(None, status.mode, scope.get("method")) is not _ADMITTED
         return await self._refusals.make(scope, status, applied=applied, again=again)
 
     def _verdict(

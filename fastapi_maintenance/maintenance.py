@@ -23,13 +23,14 @@ from fastapi_maintenance.holds import Drain, HoldContext, hold_template
 from fastapi_maintenance.inflight import NOTES, InFlight, Passage, Worker, noted
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
-from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
+from fastapi_maintenance.refusal import Refusals, ResponseHandler, prepare_to_raise
 from fastapi_maintenance.routing import GatedRoute, operations_of
 from fastapi_maintenance.settings import (
     DEFAULT_SCOPE,
     PREFIX,
     MaintenanceSettings,
     backend_from_url,
+    is_object_url,
     mode_variable,
 )
 from fastapi_maintenance.snapshot import snapshot_of
@@ -93,10 +94,7 @@ class Maintenance:
         self.settings = MaintenanceSettings.for_scope(scope) if settings is None else settings.with_state_of(scope)
         self.exempt_handler = exempt_handler
         self.response_handler = response_handler
-        if backend is None:
-            self._use_url(self.settings.backend)
-        else:
-            self.use_backend(backend)
+        self.use_backend(_backend_of(self.settings, scope) if backend is None else backend)
         self.gate = Gate(self, exempt_handler, response_handler)
         self.telemetry = Telemetry(scope, self.last_known_mode)
         self._warned: set[str] = set()
@@ -113,13 +111,6 @@ class Maintenance:
         self.backend = backend
         if not isinstance(backend, EnvVarBackend) or backend.var_name != mode_variable(self.scope):
             _warn_of_idle_variable(self.scope, backend)
-
-    def _use_url(self, url: str) -> None:
-        backend = backend_from_url(url, self.scope)
-        try:
-            self.use_backend(backend)
-        except TypeError as error:
-            raise TypeError(f"{error} (setting {PREFIX}BACKEND={url})") from None
 
     def __repr__(self) -> str:
         return f"Maintenance(scope={self.scope!r}, backend={self.snapshot.name})"
@@ -486,8 +477,22 @@ class MaintenanceRoute(GatedRoute):
 @cache
 def _check_environment() -> None:
     """Stop the start where the default object could not be made: its first request is too late to say so."""
-    if MaintenanceSettings().backend == "env":
-        EnvVarBackend(mode_variable(DEFAULT_SCOPE))
+    settings = MaintenanceSettings()
+    Refusals(settings, None)
+    # The module of `module:attribute` may be the one that is being imported.
+    if not is_object_url(settings.backend):
+        _backend_of(settings, DEFAULT_SCOPE)
+
+
+def _backend_of(settings: MaintenanceSettings, scope: str) -> object:
+    """Give the backend that is configured; errors name the variable."""
+    if settings.backend == "env":
+        # What is wrong there is the mode, and says so.
+        return backend_from_url("env", scope)
+    with settings.naming("backend"):
+        backend = backend_from_url(settings.backend, scope)
+        snapshot_of(backend)
+        return backend
 
 
 class _Default:

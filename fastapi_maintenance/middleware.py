@@ -9,7 +9,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_maintenance.asgi import copied
-from fastapi_maintenance.errors import MaintenanceError
 from fastapi_maintenance.exemptions import ExemptHandler
 from fastapi_maintenance.gate import Gate
 from fastapi_maintenance.inflight import Passage
@@ -167,7 +166,9 @@ class MaintenanceModeMiddleware:
         """Look at the backend before the first request; a wrong environment stops the start."""
         try:
             maintenance = await self._find_maintenance(scope)
-        except (ValueError, TypeError, MaintenanceError) as error:
+            # Its page is read now, not at the first request.
+            self._gate = self._gate_for(maintenance)
+        except Exception as error:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
             raise

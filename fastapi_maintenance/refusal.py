@@ -20,7 +20,7 @@ from fastapi_maintenance.asgi import connection, headers_of
 from fastapi_maintenance.errors import MaintenanceActive
 from fastapi_maintenance.exemptions import name_of
 from fastapi_maintenance.negotiation import preferred
-from fastapi_maintenance.settings import PREFIX, MaintenanceSettings
+from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.state import MaintenanceStatus, utcnow
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class Refusals:
             raise TypeError(f"response_handler must be callable, not {type(handler).__name__}")
         self._settings = settings
         # Not at the first refusal: what is installed may be replaced while it is closed.
-        self._page = _page(settings.page_template)
+        with settings.naming("page_template"):
+            self._page = _page(settings.page_template)
         self._handler = handler
         self._takes_status = handler is not None and _takes_two(handler)
         self._made = _Made(None)
@@ -173,7 +174,9 @@ class Refusals:
         else:
             made = self._made
             if made.status is not status:
-                made = self._made = _Made(status)
+                made = _Made(status)
+            if again:
+                self._made = made
             refusal = made.by_form.get((form, applied)) or self._make(form, status, applied=applied)
             made.by_form[form, applied] = refusal
             if again and self._handler is None and method != "HEAD":
@@ -220,10 +223,7 @@ class Refusals:
 def _page(template: Path | None) -> "Page":
     from fastapi_maintenance.page import Page  # noqa: PLC0415 - for who has a gate
 
-    try:
-        return Page(template)
-    except ValueError as error:
-        raise ValueError(f"{error} (setting {PREFIX}PAGE_TEMPLATE)") from error
+    return Page(template)
 
 
 def _members(message: str, status: MaintenanceStatus, code: int, applied: bool | None) -> dict[str, object]:  # noqa: FBT001 - a member

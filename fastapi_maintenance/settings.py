@@ -6,14 +6,15 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, IPvAnyNetwork, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from fastapi_maintenance.backends import EnvVarBackend, MemoryBackend, file_backend, redis_backend
@@ -105,6 +106,9 @@ class MaintenanceSettings(BaseSettings):
     read_timeout: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Seconds that a store may take to answer."""
 
+    _names: dict[str, str] = PrivateAttr(default_factory=dict)
+    """How the user named each field that does not come from the plain variable."""
+
     def __init__(self, **values: Any) -> None:
         for name in values:
             if name not in type(self).model_fields and name not in _sources():
@@ -113,6 +117,7 @@ class MaintenanceSettings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ValueError(_readable(error, values, PREFIX)) from None
+        self._names = {name: name for name in values}
 
     @classmethod
     def for_scope(cls, scope: str) -> Self:
@@ -133,12 +138,29 @@ class MaintenanceSettings(BaseSettings):
             settings = cls(**own)
         except ValueError as error:
             raise ValueError(_named_for_scope(str(error), own, prefix)) from None
-        if "backend" not in own and _is_object_url(settings.backend):
+        if "backend" not in own and is_object_url(settings.backend):
             raise ValueError(
                 f"{PREFIX}BACKEND={settings.backend} names one object, which scope {scope!r} cannot share: "
                 f"set {prefix}BACKEND as well"
             )
+        settings._names = {field: f"{prefix}{field.upper()}" for field in own}
         return settings if "backend" in own else settings.with_state_of(scope)
+
+    @contextmanager
+    def naming(self, field: str) -> Generator[None]:
+        """Let errors of the block name `field` as the user wrote it: the argument, or the variable.
+
+        Raises:
+            ValueError: The block raised it; `TypeError` and `BackendError` likewise.
+        """
+        place = f"(setting {self._names.get(field, f'{PREFIX}{field.upper()}')})"
+        try:
+            yield
+        except BackendError as error:
+            raise BackendError(error.backend, f"{error.reason} {place}") from error.__cause__
+        except (ValueError, TypeError) as error:
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"{error} {place}") from error.__cause__
 
     def with_state_of(self, scope: str) -> Self:
         """Keep the state of `scope` apart from that of others with the same settings: `file:PATH` is `PATH.scope`."""
@@ -210,7 +232,7 @@ class MaintenanceSettings(BaseSettings):
     @classmethod
     def _check_backend(cls, url: str) -> str:
         here = url in {"env", "memory"} or (url.startswith("file:") and url != "file:")
-        if here or _redis_target(url) is not None or _is_object_url(url):
+        if here or _redis_target(url) is not None or is_object_url(url):
             return url
         # A malformed URL may hold a password, so the error does not repeat it.
         raise ValueError(f"unknown backend: use {_BACKENDS}")
@@ -252,14 +274,7 @@ def backend_from_url(url: str, scope: str) -> object:
         key = (url, scope)
         if url == "env" or key not in _Shared.backends:
             # The environment is checked anew by each object that is made from it.
-            try:
-                made = _make_backend(url, scope)
-            except BackendError as error:
-                raise BackendError(error.backend, f"{error.reason} (setting {PREFIX}BACKEND)") from error
-            except ValueError as error:
-                if PREFIX in str(error):
-                    raise
-                raise ValueError(f"{error} (setting {PREFIX}BACKEND)") from error
+            made = _make_backend(url, scope)
             _Shared.backends.setdefault(key, made)
         return _Shared.backends[key]
 
@@ -285,7 +300,8 @@ def _redis_target(url: str) -> "Target | None":
     return urls.target_of(url) if urls.is_redis_url(url) else None
 
 
-def _is_object_url(url: str) -> bool:
+def is_object_url(url: str) -> bool:
+    """Tell whether a backend's URL is `module:attribute`."""
     module, _, attribute = url.partition(":")
     return module != "file" and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
 
@@ -296,14 +312,23 @@ def _imported(url: str) -> object:
         found: Any = importlib.import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"backend {url} cannot be imported: {error}; set {PREFIX}BACKEND to {_BACKENDS}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"backend {url} cannot be imported: {_said(error)}; use {_BACKENDS}") from error
     if isinstance(found, ModuleType):
         raise ValueError(f"backend {url} is a module; name an object in it")  # noqa: TRY004 - what the environment says
     try:
         return found() if isinstance(found, type) else found
-    except TypeError as error:
-        raise ValueError(f"backend {url} cannot be made: {error}; name an object of it instead") from error
+    except Exception as error:
+        raise ValueError(f"backend {url} cannot be made: {_said(error)}; name an object of it instead") from error
+
+
+def _said(error: BaseException) -> str:
+    """Give what an error says, and its type where the text alone would tell little."""
+    return (
+        str(error)
+        if isinstance(error, (ImportError, AttributeError, TypeError))
+        else f"{type(error).__name__}: {error}"
+    )
 
 
 def _readable(error: ValidationError, given: dict[str, Any], prefix: str) -> str:

@@ -247,3 +247,15 @@ async def test_a_state_that_another_thread_sees_first_is_not_mistaken(gate, monk
     monkeypatch.setattr(Gate, "_verdict", overtaken)
     answers = [(await ask(app, "GET", "/x", (), (), None))[0]["status"] for _ in range(3)]
     assert answers == [503, 200, 200]
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("mode", ["full", "read_only"])
+async def test_an_operation_that_is_forced_on_lets_no_other_refusal_be_made_anew(gate, mode, given_again):
+    """Who polls an operation that is always closed does not make the refusals of others dear."""
+    maintenance = Maintenance(backend=MemoryBackend())
+    app = behind(gate, maintenance)
+    await maintenance.enable(mode=mode)
+    for path in ("/x", "/on", "/x"):
+        assert (await ask(app, "POST", path, (), (), None))[0]["status"] == 503
+    assert given_again[-1] is not None

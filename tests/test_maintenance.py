@@ -927,8 +927,9 @@ async def failed_start(app, error):
         ("MODE", "maybe", ValueError, "ValueError: environment variable FASTAPI_MAINTENANCE_MODE: 'maybe' is not"),
         ("BACKEND", "oracle", ValueError, "ValueError: FASTAPI_MAINTENANCE_BACKEND: unknown backend"),
         ("BACKEND", "file:/no/such/state", BackendError, "BackendError: state file /no/such/state: the directory"),
+        ("PAGE_TEMPLATE", "/no/such/page", ValueError, "ValueError: page template /no/such/page cannot be read"),
     ],
-    ids=["mode", "backend", "directory"],
+    ids=["mode", "backend", "directory", "template"],
 )
 async def test_wrong_environment_stops_the_start(name, value, error, told, monkeypatch):
     """A server whose app has the middleware does not start in a wrong environment, and says why."""
@@ -944,6 +945,35 @@ async def test_wrong_backend_stops_the_start():
     app = FastAPI()
     app.add_middleware(MaintenanceModeMiddleware, backend=5)
     assert (await failed_start(app, TypeError)).startswith("TypeError: int is no backend")
+
+
+@pytest.mark.anyio
+async def test_whatever_an_own_way_to_the_object_raises_stops_the_start():
+    """An override of `get_maintenance` that raises stops the start: else a server goes on without a lifespan."""
+
+    def unreachable():
+        raise ConnectionError("no route to the flags")
+
+    app = FastAPI()
+    app.add_middleware(MaintenanceModeMiddleware)
+    app.dependency_overrides[get_maintenance] = unreachable
+    assert await failed_start(app, ConnectionError) == "ConnectionError: no route to the flags"
+
+
+@pytest.mark.parametrize(
+    "own", [{"exempt_handler": lambda request: False}, {"enable_maintenance": False}], ids=lambda own: next(iter(own))
+)
+def test_a_page_template_is_read_at_the_start(own, monkeypatch, tmp_path):
+    """A middleware of its own kind reads the template as the server starts; it may be gone at the first request."""
+    template = tmp_path / "page.html"
+    template.write_text("$message")
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_PAGE_TEMPLATE", str(template))
+    app = FastAPI()
+    app.get("/")(lambda: 1)
+    app.add_middleware(MaintenanceModeMiddleware, **own)
+    with TestClient(app) as client:
+        template.unlink()
+        assert client.get("/").status_code == 200
 
 
 # Modes
@@ -1044,7 +1074,10 @@ def test_names_of_scopes(scope):
         Maintenance(scope=scope)
 
 
-@pytest.mark.parametrize(("name", "value"), [("MODE", "maybe"), ("RETRY_AFTER", "-5")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MODE", "maybe"), ("RETRY_AFTER", "-5"), ("BACKEND", "file:/no/such/directory/m"), ("PAGE_TEMPLATE", "/no/such")],
+)
 def test_wrong_environment_stops_the_definition_of_a_route(name, value, monkeypatch):
     """A route is an error where the default object could not be made, unless it is bound to another one."""
     maintenance = Maintenance(backend=MemoryBackend())
@@ -1052,7 +1085,7 @@ def test_wrong_environment_stops_the_definition_of_a_route(name, value, monkeypa
     _check_environment.cache_clear()
     bound, unbound = APIRouter(route_class=maintenance.route_class), APIRouter(route_class=MaintenanceRoute)
     bound.add_api_route("/x", lambda: 1)
-    with pytest.raises(ValueError, match=f"FASTAPI_MAINTENANCE_{name}"):
+    with pytest.raises((ValueError, BackendError), match=f"FASTAPI_MAINTENANCE_{name}"):
         unbound.add_api_route("/x", lambda: 1)
     assert len(bound.routes) == 1
 

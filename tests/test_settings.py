@@ -455,16 +455,42 @@ def test_threads_share_a_backend():
 
 
 def test_a_file_in_a_missing_directory_is_an_error(tmp_path):
-    """A file whose directory does not exist is a `BackendError` that names the directory and the variable."""
-    with pytest.raises(BackendError, match=r"the directory .*gone does not exist.* FASTAPI_MAINTENANCE_BACKEND\)$"):
+    """A file whose directory does not exist is a `BackendError` that names the directory."""
+    with pytest.raises(BackendError, match=r"the directory .*gone does not exist"):
         backend_from_url(f"file:{tmp_path}/gone/m", "default")
 
 
-def test_a_missing_page_template_is_an_error(tmp_path):
-    """A template that cannot be read stops the start with an error that names the file and the variable."""
-    settings = MaintenanceSettings(page_template=tmp_path / "gone.html")
-    with pytest.raises(ValueError, match=r"page template .*gone\.html .* FASTAPI_MAINTENANCE_PAGE_TEMPLATE\)$"):
-        Maintenance(settings, backend=MemoryBackend())
+def test_a_file_whose_directory_cannot_be_seen_is_an_error():
+    """A directory that the system cannot look at is a `BackendError` that says why."""
+    with pytest.raises(BackendError, match=r"its directory cannot be seen: File name too long"):
+        backend_from_url(f"file:/{'a' * 300}/m", "default")
+
+
+@pytest.mark.parametrize("written", ["argument", "variable", "variable of the scope", "plain variable for a scope"])
+@pytest.mark.parametrize(
+    ("field", "value", "error", "text"),
+    [
+        ("backend", "file:/no/such/directory/m", BackendError, "the directory /no/such/directory does not exist"),
+        ("backend", "redis://h/0?lease=x", ValueError, "lease of the Redis backend"),
+        ("backend", "no_such_module:x", ValueError, "cannot be imported"),
+        ("backend", "os:getcwd", TypeError, "is no backend"),
+        ("page_template", "/no/such/page.html", ValueError, "page template /no/such/page.html cannot be read"),
+    ],
+    ids=["directory", "lease", "module", "object", "template"],
+)
+def test_what_cannot_be_used_is_named_as_it_was_written(monkeypatch, written, field, value, error, text):
+    """What is well formed but cannot be used is an error that names the argument or the variable it comes from."""
+    scope = "billing" if "scope" in written else "default"
+    name = f"{scope_prefix(scope) if written == 'variable of the scope' else PREFIX}{field.upper()}"
+    if written == "argument":
+        settings, name = MaintenanceSettings(**{field: value}), field
+    else:
+        settings = None
+        monkeypatch.setenv(name, value)
+    if written == "plain variable for a scope" and error is not BackendError and ":" in value and "//" not in value:
+        error, text, name = ValueError, "names one object, which scope 'billing' cannot share", "set"
+    with pytest.raises(error, match=f"{text}.*{name}"):
+        Maintenance(settings, scope=scope)
 
 
 @pytest.fixture
@@ -477,11 +503,14 @@ def module(monkeypatch, tmp_path):
         "class Room:\n    store = MemoryBackend()\n"
         "def function(): ...\n"
         "class Needy(MemoryBackend):\n    def __init__(self, url): ...\n"
+        "class Lost(MemoryBackend):\n    def __init__(self): raise ConnectionError('no route')\n"
     )
     (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    (tmp_path / "unset.py").write_text("import os\nx = os.environ['NO_SUCH_VARIABLE']\n")
+    (tmp_path / "ends.py").write_text("raise SystemExit(1)\n")
     yield "shelf"
-    sys.modules.pop("shelf", None)
-    sys.modules.pop("broken", None)
+    for name in ("shelf", "broken", "unset", "ends"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("path", ["store", "Room.store"])
@@ -508,31 +537,31 @@ def test_a_class_can_be_named(module):
         ("shelf:missing", "has no attribute 'missing'"),
         ("shelf:store.missing", "has no attribute 'missing'"),
         ("broken:x", "No module named 'no_such_module_at_all'"),
+        ("unset:x", "KeyError: 'NO_SUCH_VARIABLE'"),
+        ("ends:x", "SystemExit: 1"),
     ],
 )
 def test_an_object_that_cannot_be_imported_is_an_error(module, monkeypatch, url, reason):
-    """A module or an attribute that is not there is a `ValueError` that says so and keeps the cause."""
+    """A module or an attribute that is not there, or cannot be had, is a `ValueError` that keeps the cause."""
     monkeypatch.setenv(variable("backend"), url)
     with pytest.raises(ValueError, match=f"^backend {url} cannot be imported: .*{reason}") as caught:
         Maintenance()
-    assert isinstance(caught.value.__cause__, ImportError | AttributeError)
+    assert isinstance(caught.value.__cause__, ImportError | AttributeError | KeyError | SystemExit)
     assert module == "shelf"
 
 
-def test_a_class_that_needs_arguments_is_an_error(module):
-    """A class that cannot be called without arguments is a `ValueError` that asks for an object of it."""
+@pytest.mark.parametrize(("kind", "reason"), [("Needy", ".*'url'"), ("Lost", "ConnectionError: no route")])
+def test_a_class_that_cannot_be_made_is_an_error(module, kind, reason):
+    """A class that cannot be called, or not without arguments, is a `ValueError` that asks for an object of it."""
     with pytest.raises(
-        ValueError,
-        match=r"^backend shelf:Needy cannot be made: .*'url'; name an object of it .* FASTAPI_MAINTENANCE_BACKEND\)$",
+        ValueError, match=f"^backend shelf:{kind} cannot be made: {reason}; name an object of it instead$"
     ):
-        backend_from_url(f"{module}:Needy", "default")
+        backend_from_url(f"{module}:{kind}", "default")
 
 
 def test_an_object_that_is_no_backend_is_an_error(module):
-    """An attribute that is no backend is a `TypeError` that says what one is, and where it comes from."""
-    with pytest.raises(
-        TypeError, match=r"^function is no backend: give .* FASTAPI_MAINTENANCE_BACKEND=shelf:function\)$"
-    ):
+    """An attribute that is no backend is a `TypeError` that says what one is."""
+    with pytest.raises(TypeError, match=r"^function is no backend: give "):
         Maintenance(MaintenanceSettings(backend=f"{module}:function"))
 
 
@@ -597,16 +626,14 @@ def test_a_module_is_no_backend(monkeypatch, tmp_path, url):
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("import logging as inner\ninner.deep = inner\n")
     monkeypatch.setattr(logging, "deep", None, raising=False)
-    with pytest.raises(
-        ValueError, match=f"^backend {url} is a module; name an object in it .* FASTAPI_MAINTENANCE_BACKEND\\)$"
-    ):
+    with pytest.raises(ValueError, match=f"^backend {url} is a module; name an object in it .setting backend.$"):
         Maintenance(MaintenanceSettings(backend=url))
     sys.modules.pop("package")
 
 
 def test_a_backend_that_cannot_be_imported_tells_what_there_is():
-    """The error tells which backends there are and where to set one."""
-    with pytest.raises(ValueError, match=r"set FASTAPI_MAINTENANCE_BACKEND to .*file:PATH"):
+    """The error tells which backends there are."""
+    with pytest.raises(ValueError, match=r"use env, memory, file:PATH"):
         backend_from_url("no_such_module:x", "default")
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import attrgetter
-from pathlib import Path
 from typing import TypeAlias
 
 from fastapi_maintenance.backends import locks
@@ -104,8 +103,14 @@ class LocalFileBackend(BaseStateBackend):
         self.in_flight = MachineInFlight(self._gate, self._held, f"state file {self.file_path}")
         self._unlisted: Hold | None = None
         self._living: tuple[MaintenanceState, float, MaintenanceState] | None = None
-        directory = Path(self.file_path).parent
-        if not directory.is_dir():
+        directory = os.path.dirname(self.file_path)
+        try:
+            there = stat.S_ISDIR(os.stat(directory).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        except OSError as error:
+            raise self._error(f"its directory cannot be seen: {error.strerror}; name another path") from None
+        if not there:
             raise self._error(f"the directory {directory} does not exist; create it, or name another path")
 
         follow_forks(self)

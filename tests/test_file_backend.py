@@ -76,6 +76,12 @@ def test_a_missing_directory_is_an_error_at_construction(tmp_path):
         LocalFileBackend(tmp_path / "no" / "state")
 
 
+def test_a_directory_is_an_error_at_construction(tmp_path):
+    """A path that is a directory is no state file, and the error asks for one."""
+    with pytest.raises(BackendError, match="it is a directory; name a file in it"):
+        LocalFileBackend(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "mode"),
     [
@@ -402,8 +408,8 @@ async def test_a_deleted_file_is_open_again(path):
 @pytest.mark.parametrize("kind", ["directory", "symlink", "FIFO"])
 def test_looks_at_a_broken_file_hold_no_descriptors(path, kind):
     """However often it is looked at, no descriptor stays open."""
-    BROKEN[kind][0](path)
     backend = LocalFileBackend(path)
+    BROKEN[kind][0](path)
     for _ in range(20):
         with pytest.raises(BackendError):
             backend.peek_state()

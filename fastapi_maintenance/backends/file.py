@@ -91,7 +91,7 @@ class LocalFileBackend(BaseStateBackend):
         in_flight: The requests that are running on this machine behind gates of this file.
 
     Raises:
-        BackendError: The directory is missing.
+        BackendError: The directory is missing, or the file is one.
     """
 
     def __init__(self, file_path: str | os.PathLike[str]) -> None:
@@ -112,6 +112,8 @@ class LocalFileBackend(BaseStateBackend):
             raise self._error(f"its directory cannot be seen: {error.strerror}; name another path") from None
         if not there:
             raise self._error(f"the directory {directory} does not exist; create it, or name another path")
+        if os.path.isdir(self.file_path):
+            raise self._error("it is a directory; name a file in it")
 
         follow_forks(self)
 

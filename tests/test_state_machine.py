@@ -177,10 +177,11 @@ class Common(RuleBasedStateMachine):
 
     @rule(target=planned, number=numbers, begins=st.integers(-60, 300), lasts=minutes, mode=modes)
     def schedule(self, number, begins, lasts, mode):
-        """Plan a window."""
+        """Plan a window that is not over yet."""
         start = self.now + timedelta(minutes=begins)
-        window = self.run(self.objects[number].schedule(start, start + lasts, mode=mode))
-        self.model.windows[window.id] = (start, start + lasts, mode)
+        end = max(start + lasts, self.now + timedelta(minutes=1))
+        window = self.run(self.objects[number].schedule(start, end, mode=mode))
+        self.model.windows[window.id] = (start, end, mode)
         self.changed(self.objects[number])
         return window.id
 

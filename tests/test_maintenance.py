@@ -1090,6 +1090,13 @@ def test_wrong_environment_stops_the_definition_of_a_route(name, value, monkeypa
     assert len(bound.routes) == 1
 
 
+def test_a_route_may_be_defined_in_the_module_that_has_the_backend(monkeypatch):
+    """`module:attribute` is not imported for a route, for it may be the module that is being imported just then."""
+    monkeypatch.setenv("FASTAPI_MAINTENANCE_BACKEND", "no_such_module:store")
+    _check_environment.cache_clear()
+    APIRouter(route_class=MaintenanceRoute).add_api_route("/x", lambda: 1)
+
+
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("gate", ["guard", "route class"])
 def test_middleware_that_is_switched_off_switches_off_no_other_gate(gate, marked):

@@ -24,7 +24,7 @@ from fastapi_maintenance.backends.redis.scripts import BEAT, CHANGE, LOOK, VOUCH
 from fastapi_maintenance.backends.redis.urls import library
 from fastapi_maintenance.forks import _Following
 from fastapi_maintenance.state import OPEN, Hold, Switch, utcnow
-from tests.redis_servers import SHORT, Proxy, close, needs_redis
+from tests.redis_servers import LEASE, SHORT, Proxy, close, needs_redis
 from tests.waiting import until
 
 pytestmark = [needs_redis, pytest.mark.anyio]
@@ -508,7 +508,8 @@ async def test_a_hold_that_the_store_has_dropped_is_written_again(server, make):
 @pytest.mark.parametrize("script", [LOOK, CHANGE], ids=["asked for", "written"])
 async def test_a_hold_that_ends_while_it_is_written_again_stays_ended(between, server, script):
     """A hold that the store had dropped and whose block ends meanwhile is not begun again."""
-    here = between.make(lease=SHORT)
+    # A longer lease: a hold that is lost by the clock meanwhile is not written again at all.
+    here = between.make(lease=2 * LEASE)
     async with contextlib.AsyncExitStack() as stack:
         async with here.on() as hold:
             server.do("ZREM", HOLDS, hold.id)

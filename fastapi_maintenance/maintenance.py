@@ -23,14 +23,13 @@ from fastapi_maintenance.holds import Drain, HoldContext, hold_template
 from fastapi_maintenance.inflight import NOTES, InFlight, Passage, Worker, noted
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
-from fastapi_maintenance.refusal import Refusals, ResponseHandler, prepare_to_raise
+from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
 from fastapi_maintenance.routing import GatedRoute, operations_of
 from fastapi_maintenance.settings import (
     DEFAULT_SCOPE,
     PREFIX,
     MaintenanceSettings,
     backend_from_url,
-    is_object_url,
     mode_variable,
 )
 from fastapi_maintenance.snapshot import snapshot_of
@@ -463,7 +462,7 @@ class MaintenanceRoute(GatedRoute):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.bound is None:
+        if self.bound is None and _Default.maintenance is None:
             _check_environment()
 
     async def gate(self, scope: Scope) -> Gate:
@@ -476,12 +475,12 @@ class MaintenanceRoute(GatedRoute):
 
 @cache
 def _check_environment() -> None:
-    """Stop the start where the default object could not be made: its first request is too late to say so."""
-    settings = MaintenanceSettings()
-    Refusals(settings, None)
-    # The module of `module:attribute` may be the one that is being imported.
-    if not is_object_url(settings.backend):
-        _backend_of(settings, DEFAULT_SCOPE)
+    """Stop the start where the environment is wrong, whichever object there will be: the first request is too late.
+
+    Not where only the default object could not be made: it may never be, or its directory come with the lifespan.
+    """
+    if MaintenanceSettings().backend == "env":
+        EnvVarBackend(mode_variable(DEFAULT_SCOPE))
 
 
 def _backend_of(settings: MaintenanceSettings, scope: str) -> object:

@@ -47,6 +47,15 @@ def _network(value: object) -> object:
         raise ValueError(f"{error}; write a network like 10.0.0.0/8, or one address") from None
 
 
+class _Names(dict[str, str]):
+    """How the user named each field that does not come from its plain variable; no part of what settings are."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Names)
+
+    __hash__ = None
+
+
 class MaintenanceSettings(BaseSettings):
     """How maintenance is configured: `FASTAPI_MAINTENANCE_` and a field's name in upper case is its variable.
 
@@ -106,8 +115,7 @@ class MaintenanceSettings(BaseSettings):
     read_timeout: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Seconds that a store may take to answer."""
 
-    _names: dict[str, str] = PrivateAttr(default_factory=dict)
-    """How the user named each field that does not come from the plain variable."""
+    _names: "_Names" = PrivateAttr(default_factory=_Names)
 
     def __init__(self, **values: Any) -> None:
         for name in values:
@@ -117,7 +125,7 @@ class MaintenanceSettings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ValueError(_readable(error, values, PREFIX)) from None
-        self._names = {name: name for name in values}
+        self._names = _Names({name: name for name in values})
 
     @classmethod
     def for_scope(cls, scope: str) -> Self:
@@ -138,12 +146,12 @@ class MaintenanceSettings(BaseSettings):
             settings = cls(**own)
         except ValueError as error:
             raise ValueError(_named_for_scope(str(error), own, prefix)) from None
-        if "backend" not in own and is_object_url(settings.backend):
+        if "backend" not in own and _is_object_url(settings.backend):
             raise ValueError(
                 f"{PREFIX}BACKEND={settings.backend} names one object, which scope {scope!r} cannot share: "
                 f"set {prefix}BACKEND as well"
             )
-        settings._names = {field: f"{prefix}{field.upper()}" for field in own}
+        settings._names = _Names({field: f"{prefix}{field.upper()}" for field in own})
         return settings if "backend" in own else settings.with_state_of(scope)
 
     @contextmanager
@@ -232,7 +240,7 @@ class MaintenanceSettings(BaseSettings):
     @classmethod
     def _check_backend(cls, url: str) -> str:
         here = url in {"env", "memory"} or (url.startswith("file:") and url != "file:")
-        if here or _redis_target(url) is not None or is_object_url(url):
+        if here or _redis_target(url) is not None or _is_object_url(url):
             return url
         # A malformed URL may hold a password, so the error does not repeat it.
         raise ValueError(f"unknown backend: use {_BACKENDS}")
@@ -300,8 +308,7 @@ def _redis_target(url: str) -> "Target | None":
     return urls.target_of(url) if urls.is_redis_url(url) else None
 
 
-def is_object_url(url: str) -> bool:
-    """Tell whether a backend's URL is `module:attribute`."""
+def _is_object_url(url: str) -> bool:
     module, _, attribute = url.partition(":")
     return module != "file" and all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
 
@@ -312,12 +319,16 @@ def _imported(url: str) -> object:
         found: Any = importlib.import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
+    except BackendError:
+        raise
     except (Exception, SystemExit) as error:
         raise ValueError(f"backend {url} cannot be imported: {_said(error)}; use {_BACKENDS}") from error
     if isinstance(found, ModuleType):
         raise ValueError(f"backend {url} is a module; name an object in it")  # noqa: TRY004 - what the environment says
     try:
         return found() if isinstance(found, type) else found
+    except BackendError:
+        raise
     except Exception as error:
         raise ValueError(f"backend {url} cannot be made: {_said(error)}; name an object of it instead") from error
 

@@ -413,7 +413,9 @@ def snapshot_of(backend: object) -> Snapshot:
     if isinstance(backend, type):
         raise TypeError(f"backend is the class {backend.__name__}; give an object of it: {backend.__name__}(...)")
     if isinstance(backend, str):
-        raise TypeError(f"backend is the string {backend!r}; write MaintenanceSettings(backend={backend!r}) for a URL")
+        # A URL may hold a password.
+        shown = "..." if "://" in backend else repr(backend)
+        raise TypeError(f"backend is the string {shown}; write MaintenanceSettings(backend={shown}) for a URL")
     if isinstance(backend, BaseStateBackend) and _is_flag(backend):
         snapshot = Snapshot(FlagStore(backend))
     elif isinstance(backend, StateReader):

@@ -460,10 +460,11 @@ def test_a_file_in_a_missing_directory_is_an_error(tmp_path):
         backend_from_url(f"file:{tmp_path}/gone/m", "default")
 
 
-def test_a_file_whose_directory_cannot_be_seen_is_an_error():
+@pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("nul\0", "embedded null")])
+def test_a_file_whose_directory_cannot_be_seen_is_an_error(name, reason):
     """A directory that the system cannot look at is a `BackendError` that says why."""
-    with pytest.raises(BackendError, match=r"its directory cannot be seen: File name too long"):
-        backend_from_url(f"file:/{'a' * 300}/m", "default")
+    with pytest.raises(BackendError, match=f"its directory cannot be seen: .*{reason}"):
+        backend_from_url(f"file:/{name}/m", "default")
 
 
 @pytest.mark.parametrize("written", ["argument", "variable", "variable of the scope", "plain variable for a scope"])
@@ -506,10 +507,15 @@ def module(monkeypatch, tmp_path):
         "class Lost(MemoryBackend):\n    def __init__(self): raise ConnectionError('no route')\n"
     )
     (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    (tmp_path / "failing.py").write_text(
+        "from fastapi_maintenance.backends import LocalFileBackend\n"
+        "class Made(LocalFileBackend):\n    def __init__(self): super().__init__('/no/such/directory/m')\n"
+        "def __getattr__(name): return LocalFileBackend('/no/such/directory/m')\n"
+    )
     (tmp_path / "unset.py").write_text("import os\nx = os.environ['NO_SUCH_VARIABLE']\n")
     (tmp_path / "ends.py").write_text("raise SystemExit(1)\n")
     yield "shelf"
-    for name in ("shelf", "broken", "unset", "ends"):
+    for name in ("shelf", "broken", "failing", "unset", "ends"):
         sys.modules.pop(name, None)
 
 
@@ -557,6 +563,24 @@ def test_a_class_that_cannot_be_made_is_an_error(module, kind, reason):
         ValueError, match=f"^backend shelf:{kind} cannot be made: {reason}; name an object of it instead$"
     ):
         backend_from_url(f"{module}:{kind}", "default")
+
+
+@pytest.mark.parametrize("attribute", ["Made", "while_it_is_imported"])
+def test_a_backend_that_says_why_it_cannot_be_made_is_believed(module, monkeypatch, attribute):
+    """A `BackendError` of an own backend comes as it is, with the variable that names it."""
+    monkeypatch.setenv(variable("backend"), f"failing:{attribute}")
+    with pytest.raises(BackendError, match=r"^state file .* does not exist.*\(setting FASTAPI_MAINTENANCE_BACKEND\)$"):
+        Maintenance()
+    assert module == "shelf"
+
+
+def test_how_settings_were_named_is_no_part_of_them(monkeypatch):
+    """Settings of the same values are equal, wherever each value came from."""
+    plain = MaintenanceSettings()
+    monkeypatch.setenv(variable("message"), "x")
+    assert MaintenanceSettings() == MaintenanceSettings(message="x") != plain
+    assert plain == MaintenanceSettings(**plain.model_dump())
+    assert len({MaintenanceSettings(), MaintenanceSettings(message="x")}) == 1
 
 
 def test_an_object_that_is_no_backend_is_an_error(module):

@@ -108,8 +108,9 @@ class LocalFileBackend(BaseStateBackend):
             there = stat.S_ISDIR(os.stat(directory).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             there = False
-        except OSError as error:
-            raise self._error(f"its directory cannot be seen: {error.strerror}; name another path") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise self._error(f"its directory cannot be seen: {reason}; name another path") from None
         if not there:
             raise self._error(f"the directory {directory} does not exist; create it, or name another path")
         if os.path.isdir(self.file_path):

@@ -210,7 +210,7 @@ class FleetInFlight(InFlight):
             return DrainIncomplete([name_of(member.worker.id) for member in silent])
         busy = [member.worker for member in members if not member.idle]
         if not busy and self._fleet.may_have_forgotten():
-            ago = f"less than {self._fleet.settling:g} s ago (ask again then, or give drain= more than that)"
+            ago = f"less than {self._fleet.settling:g} s ago (ask again then, or let the drain wait longer)"
             return DrainIncomplete([f"workers that were not heard since Redis began or restarted, {ago}"])
         pids, hosts = places(busy)
         return DrainTimeout(seconds, len(busy), len(members), pids, self.operations(), hosts)

@@ -40,6 +40,7 @@ from fastapi_maintenance.state import (
     Mode,
     Window,
     checked_message,
+    not_over,
     planned_window,
     utcnow,
 )
@@ -365,8 +366,7 @@ class Maintenance:
         """
         by = by or whoami()
         window = planned_window(secrets.token_hex(4), start, end, message=message, mode=mode, by=by)
-        if window.end <= (now := utcnow()):
-            raise ValueError(f"end ({window.end.isoformat()}) is in the past; give a time after {now.isoformat()}")
+        not_over(window.end, "end", utcnow())
         await self.snapshot.change(lambda state: state.with_window(window))
         await self._recorded(f"window {window.id} scheduled", by, message)
         return window

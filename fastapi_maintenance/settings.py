@@ -315,31 +315,25 @@ def _is_object_url(url: str) -> bool:
 
 def _imported(url: str) -> object:
     module, _, attribute = url.partition(":")
-    try:
+    with _telling(f"backend {url} cannot be imported", f"use {_BACKENDS}"):
         found: Any = importlib.import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
+    if isinstance(found, ModuleType):
+        raise ValueError(f"backend {url} is a module; name an object in it")  # noqa: TRY004 - what the environment says
+    with _telling(f"backend {url} cannot be made", "name an object of it instead"):
+        return found() if isinstance(found, type) else found
+
+
+@contextmanager
+def _telling(problem: str, advice: str) -> Generator[None]:
+    """Say what failed, whatever code of the user raised, and what to do; a `BackendError` says it by itself."""
+    try:
+        yield
     except BackendError:
         raise
     except (Exception, SystemExit) as error:
-        raise ValueError(f"backend {url} cannot be imported: {_said(error)}; use {_BACKENDS}") from error
-    if isinstance(found, ModuleType):
-        raise ValueError(f"backend {url} is a module; name an object in it")  # noqa: TRY004 - what the environment says
-    try:
-        return found() if isinstance(found, type) else found
-    except BackendError:
-        raise
-    except Exception as error:
-        raise ValueError(f"backend {url} cannot be made: {_said(error)}; name an object of it instead") from error
-
-
-def _said(error: BaseException) -> str:
-    """Give what an error says, and its type where the text alone would tell little."""
-    return (
-        str(error)
-        if isinstance(error, (ImportError, AttributeError, TypeError))
-        else f"{type(error).__name__}: {error}"
-    )
+        raise ValueError(f"{problem}: {type(error).__name__}: {error}; {advice}") from error
 
 
 def _readable(error: ValidationError, given: dict[str, Any], prefix: str) -> str:

@@ -357,9 +357,7 @@ class MaintenanceState(_Part):
         """
         now = utc(now, "now")
         if until is not None:
-            until = utc(until, "until")
-            if until <= now:
-                raise ValueError(f"until ({until.isoformat()}) is in the past; give a time after {now.isoformat()}")
+            until = not_over(utc(until, "until"), "until", now)
         since = self.switch.since if self.switch is not None and self.switch.is_on(now) else now
         switch = Switch(
             since=since,
@@ -444,6 +442,17 @@ class MaintenanceState(_Part):
 
 OPEN = MaintenanceState.model_construct()  # validates nothing, so that importing builds no validators
 """The state of a store that has never been written."""
+
+
+def not_over(moment: datetime, name: str, now: datetime) -> datetime:
+    """Give a time that is still to come.
+
+    Raises:
+        ValueError: It is over; the error has its name.
+    """
+    if moment <= now:
+        raise ValueError(f"{name} ({moment.isoformat()}) is in the past; give a time after {now.isoformat()}")
+    return moment
 
 
 def planned_window(

@@ -1076,7 +1076,7 @@ def test_names_of_scopes(scope):
 
 @pytest.mark.parametrize(("name", "value"), [("MODE", "maybe"), ("RETRY_AFTER", "-5"), ("BACKEND", "oracle")])
 def test_wrong_environment_stops_the_definition_of_a_route(name, value, monkeypatch):
-    """A route is an error where the default object could not be made, unless it is bound to another one."""
+    """A route is an error where the environment is wrong, unless it is bound to an object."""
     maintenance = Maintenance(backend=MemoryBackend())
     monkeypatch.setenv(f"FASTAPI_MAINTENANCE_{name}", value)
     _check_environment.cache_clear()

@@ -91,7 +91,7 @@ class LocalFileBackend(BaseStateBackend):
         in_flight: The requests that are running on this machine behind gates of this file.
 
     Raises:
-        BackendError: The directory is missing, or the file is one.
+        BackendError: The directory is missing or cannot be seen, or the file is a directory.
     """
 
     def __init__(self, file_path: str | os.PathLike[str]) -> None:
@@ -103,20 +103,21 @@ class LocalFileBackend(BaseStateBackend):
         self.in_flight = MachineInFlight(self._gate, self._held, f"state file {self.file_path}")
         self._unlisted: Hold | None = None
         self._living: tuple[MaintenanceState, float, MaintenanceState] | None = None
+        self._check_place()
+        follow_forks(self)
+
+    def _check_place(self) -> None:
         directory = os.path.dirname(self.file_path)
         try:
             there = stat.S_ISDIR(os.stat(directory).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # no file system knows a name with a NUL
             there = False
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise self._error(f"its directory cannot be seen: {reason}; name another path") from None
+        except OSError as error:
+            raise self._error(f"its directory cannot be seen: {_say(error, directory)}; name another path") from None
         if not there:
             raise self._error(f"the directory {directory} does not exist; create it, or name another path")
         if os.path.isdir(self.file_path):
             raise self._error("it is a directory; name a file in it")
-
-        follow_forks(self)
 
     def after_fork(self) -> None:
         """Leave the parent's holds to the parent: the copies of their descriptors would keep them alive."""

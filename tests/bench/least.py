@@ -89,14 +89,23 @@ def middleware(app: App, path: Path | None) -> App:
 
 
 def _counting(app: App, known: _Known) -> App:
-    async def of_memory(scope: Any, receive: Any, send: Any) -> None:
+    async def call(scope: Any, receive: Any, send: Any) -> None:
         if known.marks or _NOTE in scope:
             raise NotImplementedError
         request = _Note()
         request.owner = known
         request.scope = scope
         request.token = _current.set(request)
-        _running.add(request)
+        if known.place is None:
+            _running.add(request)
+        else:
+            with _turn:
+                _running.add(request)
+                if not os.fstat(known.descriptor).st_nlink:
+                    raise NotImplementedError
+                fcntl(known.descriptor, F_OFD_SETLK, LOCK)
+            if _identity(os.lstat(known.place)) != known.looked:
+                raise NotImplementedError
         if known.stored is not known.open or known.holds:
             raise NotImplementedError
         request.verdict = _OPEN
@@ -104,37 +113,17 @@ def _counting(app: App, known: _Known) -> App:
         try:
             await app(scope, receive, send)
         finally:
-            _running.discard(request)
-            request.scope = request.verdict = None
-            _current.reset(request.token)
-
-    async def of_file(scope: Any, receive: Any, send: Any) -> None:
-        if known.marks or _NOTE in scope:
-            raise NotImplementedError
-        request = _Note()
-        request.owner = known
-        request.scope = scope
-        request.token = _current.set(request)
-        with _turn:
-            _running.add(request)
-            if not os.fstat(known.descriptor).st_nlink:
-                raise NotImplementedError
-            fcntl(known.descriptor, F_OFD_SETLK, LOCK)
-        if _identity(os.lstat(known.place)) != known.looked or known.stored is not known.open or known.holds:
-            raise NotImplementedError
-        request.verdict = _OPEN
-        scope[_NOTE] = request
-        try:
-            await app(scope, receive, send)
-        finally:
-            with _turn:
+            if known.place is None:
                 _running.discard(request)
-                if not _running:
-                    fcntl(known.descriptor, F_OFD_SETLK, UNLOCK)
+            else:
+                with _turn:
+                    _running.discard(request)
+                    if not _running:
+                        fcntl(known.descriptor, F_OFD_SETLK, UNLOCK)
             request.scope = request.verdict = None
             _current.reset(request.token)
 
-    return of_memory if known.place is None else of_file
+    return call
 
 
 def route_class(path: Path | None) -> type[APIRoute]:
@@ -155,7 +144,7 @@ def guard(path: Path | None) -> Callable[..., Any]:
 
     class Counted(_Note):
         def __exit__(self, *_: object) -> None:
-            if path is None:
+            if known.place is None:
                 _running.discard(self)
             else:
                 with _turn:
@@ -173,7 +162,7 @@ def guard(path: Path | None) -> Callable[..., Any]:
         counted.owner = known
         counted.scope = scope
         counted.token = _current.set(counted)
-        if path is None:
+        if known.place is None:
             _running.add(counted)
         else:
             with _turn:

@@ -13,7 +13,7 @@ from fastapi_maintenance.backends import EnvVarBackend, MemoryBackend, file_back
 from fastapi_maintenance.errors import BackendReadOnlyError
 from fastapi_maintenance.holds import HoldContext, hold_template
 from fastapi_maintenance.maintenance import current_maintenance, get_maintenance, set_default_backend
-from fastapi_maintenance.snapshot import Snapshot, assumed, snapshot_of
+from fastapi_maintenance.snapshot import Snapshot, assumed, repeatable, snapshot_of
 from fastapi_maintenance.state import utcnow
 
 logger = logging.getLogger("fastapi_maintenance")
@@ -39,7 +39,7 @@ def configure_backend(backend_type: str, **options: Any) -> None:
         BackendError: The backend cannot be made.
     """
     if backend_type not in _KINDS:
-        raise ValueError(f"unknown backend {backend_type!r}: use one of {', '.join(map(repr, _KINDS))}")
+        raise ValueError(f"unknown backend {repeatable(backend_type)}: use one of {', '.join(map(repr, _KINDS))}")
     make = _KINDS[backend_type]()
     try:
         inspect.signature(make).bind(**options)

@@ -47,13 +47,16 @@ def _network(value: object) -> object:
         raise ValueError(f"{error}; write a network like 10.0.0.0/8, or one address") from None
 
 
-class _Names(dict[str, str]):
+class _Names:
     """How the user named each field that does not come from its plain variable; no part of what settings are."""
+
+    def __init__(self, given: dict[str, str] | None = None) -> None:
+        self.given = given or {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Names)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 class MaintenanceSettings(BaseSettings):
@@ -159,16 +162,19 @@ class MaintenanceSettings(BaseSettings):
         """Let errors of the block name `field` as the user wrote it: the argument, or the variable.
 
         Raises:
-            ValueError: The block raised it; `TypeError` and `BackendError` likewise.
+            ValueError: The block raised it; `TypeError` and `BackendError` likewise. A kind of `BackendError` that is
+                not ours stays as it is.
         """
-        place = f"(setting {self._names.get(field, f'{PREFIX}{field.upper()}')})"
+        place = f"(setting {self._names.given.get(field, f'{PREFIX}{field.upper()}')})"
         try:
             yield
         except BackendError as error:
-            raise BackendError(error.backend, f"{error.reason} {place}") from error.__cause__
+            if type(error) is not BackendError:
+                raise
+            raise BackendError(error.backend, f"{error.reason} {place}") from error.__cause__ or error
         except (ValueError, TypeError) as error:
             kind = ValueError if isinstance(error, ValueError) else TypeError
-            raise kind(f"{error} {place}") from error.__cause__
+            raise kind(f"{error} {place}") from error.__cause__ or error
 
     def with_state_of(self, scope: str) -> Self:
         """Keep the state of `scope` apart from that of others with the same settings: `file:PATH` is `PATH.scope`."""

@@ -413,8 +413,7 @@ def snapshot_of(backend: object) -> Snapshot:
     if isinstance(backend, type):
         raise TypeError(f"backend is the class {backend.__name__}; give an object of it: {backend.__name__}(...)")
     if isinstance(backend, str):
-        # A URL may hold a password.
-        shown = "..." if "://" in backend else repr(backend)
+        shown = repeatable(backend)
         raise TypeError(f"backend is the string {shown}; write MaintenanceSettings(backend={shown}) for a URL")
     if isinstance(backend, BaseStateBackend) and _is_flag(backend):
         snapshot = Snapshot(FlagStore(backend))
@@ -430,6 +429,11 @@ def snapshot_of(backend: object) -> Snapshot:
     except (AttributeError, TypeError):
         logger.debug("%s takes no attributes, so each Maintenance looks at it by itself", type(backend).__name__)
     return snapshot
+
+
+def repeatable(text: str) -> str:
+    """Give text for an error, but none that may be a URL with a password."""
+    return "..." if "://" in text or "@" in text else repr(text)
 
 
 def _nothing() -> None:

@@ -607,6 +607,12 @@ def test_configure_backend_of_an_unknown_kind(kind):
         configure_backend(kind)
 
 
+def test_a_url_in_place_of_the_kind_of_a_backend_is_not_repeated():
+    """It may hold a password."""
+    with pytest.raises(ValueError, match=r"^unknown backend \.\.\.: use one of 'env'"):
+        configure_backend("redis://:s3cret@h/0")
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("memory", {"file_path": "x"}), ("file", {}), ("file", {"path": "x"}), ("env", {"file_path": "x"})],

@@ -461,12 +461,19 @@ def test_a_file_in_a_missing_directory_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("a" * 300, "cannot be seen: File name too long .user "), ("nul\0", "does not exist")]
+    ("path", "reason"),
+    [
+        (f"/{'a' * 300}/m", "cannot be seen: File name too long .user "),
+        ("/nul\0/m", "no file has a NUL"),
+        ("/nul\0", "no file has a NUL"),
+        ("/\ud800/m", "does not exist"),
+    ],
+    ids=["long", "NUL in the directory", "NUL in the name", "surrogate"],
 )
-def test_a_file_whose_directory_cannot_be_seen_is_an_error(name, reason):
-    """A directory that the system cannot look at, or knows no such name of, is a `BackendError` that says why."""
+def test_a_path_that_no_file_can_have_is_an_error(path, reason):
+    """A path that the system cannot look at, or that has no name it knows, is a `BackendError` that says why."""
     with pytest.raises(BackendError, match=reason):
-        backend_from_url(f"file:/{name}/m", "default")
+        LocalFileBackend(path)
 
 
 @pytest.mark.parametrize("written", ["argument", "variable", "variable of the scope"])
@@ -515,7 +522,10 @@ def module(monkeypatch, tmp_path):
     )
     (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
     (tmp_path / "failing.py").write_text(
+        "from fastapi_maintenance import BackendError\n"
         "from fastapi_maintenance.backends import LocalFileBackend\n"
+        "class Special(BackendError):\n    def __init__(self): Exception.__init__(self, 'in its own words')\n"
+        "class Own(LocalFileBackend):\n    def __init__(self): raise Special\n"
         "class Made(LocalFileBackend):\n    def __init__(self): super().__init__('/no/such/directory/m')\n"
         "def __getattr__(name): return LocalFileBackend('/no/such/directory/m')\n"
     )
@@ -579,6 +589,14 @@ def test_a_backend_that_says_why_it_cannot_be_made_is_believed(module, monkeypat
     with pytest.raises(BackendError, match=r"^state file .* does not exist.*\(setting FASTAPI_MAINTENANCE_BACKEND\)$"):
         Maintenance()
     assert module == "shelf"
+
+
+def test_a_kind_of_backend_error_that_is_not_ours_stays_as_it_is(module, monkeypatch):
+    """An own backend may raise a `BackendError` of its own kind, made in its own way."""
+    monkeypatch.setenv(variable("backend"), "failing:Own")
+    with pytest.raises(BackendError, match=r"^in its own words$") as caught:
+        Maintenance()
+    assert (type(caught.value).__name__, module) == ("Special", "shelf")
 
 
 def test_how_settings_were_named_is_no_part_of_them(monkeypatch):

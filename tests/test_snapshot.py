@@ -778,14 +778,12 @@ async def test_a_store_whose_methods_are_not_async_is_told(caplog):
 @pytest.mark.parametrize(
     ("thing", "text"),
     [
-        (
-            "redis://:s3cret@h/0",
-            r"^backend is the string \.\.\.; write MaintenanceSettings\(backend=\.\.\.\) for a URL$",
-        ),
+        ("redis://h/0", r"^backend is the string \.\.\.; write MaintenanceSettings\(backend=\.\.\.\) for a URL$"),
+        ("redis:/:s3cret@h", r"^backend is the string \.\.\.; write MaintenanceSettings\(backend=\.\.\.\) for a URL$"),
         ("env", r"^backend is the string 'env'; write MaintenanceSettings\(backend='env'\) for a URL$"),
         (asyncio, "^module is no backend: give "),
     ],
-    ids=["URL", "string", "module"],
+    ids=["URL", "malformed URL", "string", "module"],
 )
 def test_a_string_or_a_module_is_told_what_to_write(thing, text):
     """A URL or a module in place of a backend is a TypeError with what to give instead."""

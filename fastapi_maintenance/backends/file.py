@@ -108,9 +108,11 @@ class LocalFileBackend(BaseStateBackend):
 
     def _check_place(self) -> None:
         directory = os.path.dirname(self.file_path)
+        if "\0" in self.file_path:
+            raise self._error("no file has a NUL in its name; name another path")
         try:
             there = stat.S_ISDIR(os.stat(directory).st_mode)
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # no file system knows a name with a NUL
+        except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
             there = False
         except OSError as error:
             raise self._error(f"its directory cannot be seen: {_say(error, directory)}; name another path") from None

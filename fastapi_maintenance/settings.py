@@ -47,7 +47,7 @@ def _network(value: object) -> object:
         raise ValueError(f"{error}; write a network like 10.0.0.0/8, or one address") from None
 
 
-class _Names:
+class _Names:  # noqa: PLW1641 - nobody hashes it
     """How the user named each field that does not come from its plain variable; no part of what settings are."""
 
     def __init__(self, given: dict[str, str] | None = None) -> None:
@@ -55,8 +55,6 @@ class _Names:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Names)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class MaintenanceSettings(BaseSettings):

@@ -50,7 +50,8 @@ def current_owner() -> Owner | None:
 
 
 _ADMITTED = Verdict.ADMITTED
-_NO_STATE = object()
+_NOW_AND_THEN = object()
+"""No state: open now, but the clock may close it."""
 _REFUSED = (Verdict.REFUSED, Verdict.REFUSED_UNLESS_EXEMPT)
 
 
@@ -106,6 +107,7 @@ class Gate:
         self._exemptions = Exemptions(owner.settings, exempt_handler)
         self._refusals = Refusals(owner.settings, response_handler)
         self._enabled = enabled
+        self._open: object = None
         self._since = utcnow()
         self._unknown = assumed(owner.settings.on_backend_error, self._since)
         self._refresh_interval = owner.settings.refresh_interval
@@ -181,8 +183,11 @@ class Gate:
 
     def _read(self, state: MaintenanceState, now: datetime) -> _Reading:
         reading = self._reading = _Reading(state, self._as_seen(state), now)
-        # With this state it is open whatever the time is; most requests meet it.
-        self._open: object = state if reading.always and reading.mode is None else _NO_STATE
+        if reading.mode is not None:
+            self._open = None
+        else:
+            # With that state it is open whatever the time is; most requests meet it.
+            self._open = state if reading.always and self._enabled is None else _NOW_AND_THEN
         return reading
 
     # Requests
@@ -197,17 +202,13 @@ class Gate:
         Returns:
             Its passage, for the caller to leave; `None` where there is more to ask, which `check` does.
         """
-        if endpoint is not None and Marks.count and mark_of(endpoint) is not None:
+        opened = self._open
+        # Who was closed when last looked at is looked at by `check`, once and without being counted first.
+        if opened is None or (endpoint is not None and Marks.count and mark_of(endpoint) is not None):
             return None
         owner = self.owner
-        earlier = scope.get(NOTES)
-        if earlier is not None:
-            if self._noted(scope) is not None:
-                return Passage(owner, scope)
-            earlier = next(noted(scope), None)
-        # Who was closed when last looked at is looked at by `check`, once and without being counted first.
-        if self._reading.mode is not None:
-            return None
+        if NOTES in scope and self._noted(scope) is not None:
+            return Passage(owner, scope)
         snapshot = owner.snapshot
         in_flight = snapshot.in_flight
         passage = Passage(owner, scope, in_flight)
@@ -215,11 +216,17 @@ class Gate:
             # Who drains closes first and looks at the count then, so that one of the two sees the other.
             if not in_flight.enter(passage):
                 passage.counted = None
-            elif (snapshot.glance() is self._open and not snapshot.holds.local) or self._is_open_to(scope):
+            elif snapshot.glance() is opened:
+                # `note`, whatever is asked, without its call.
+                passage.verdict = _ADMITTED
+                if NOTES in scope:
+                    passage.before = next(noted(scope), None)
+                scope[NOTES] = passage
+                return passage
+            elif self._is_open_to(scope):
                 # What stands in here for switch and windows says nothing to another gate.
                 if self._enabled is None:
-                    passage.verdict, passage.before = _ADMITTED, earlier
-                    scope[NOTES] = passage
+                    passage.note(scope, _ADMITTED, whatever=self._reading.mode is None)
                 return passage
         except Exception:  # noqa: BLE001, S110 - whatever a user's backend raises: `check` asks again, and tells of it
             pass
@@ -250,7 +257,7 @@ class Gate:
         """
         reading, snapshot = self._reading, self.owner.snapshot
         status = reading.status
-        if status is None or NOTES in scope or snapshot.holds.local or excused:
+        if status is None or NOTES in scope or excused:
             return None
         if self._exemptions.given and self._exemptions.may_cover(scope):
             return None
@@ -306,7 +313,7 @@ class Gate:
                     # Nobody can tell of its end, so it is not the current one.
                     passage = Passage(self.owner, scope)
                     passage.leave()
-                passage.note(scope, verdict)
+                passage.note(scope, verdict, whatever=verdict is _ADMITTED and self._reading.mode is None)
             return None
         # Without the workers of a drain: a request never waits for their locks.
         status = self._told(state)

@@ -110,6 +110,10 @@ class Stored(Protocol):
         """Change what is stored."""
         ...
 
+    def look_again(self) -> None:
+        """Have the next request see that a local hold has come or gone."""
+        ...
+
 
 class _Nothing:
     """There is nothing to put back."""
@@ -126,13 +130,14 @@ class Holder:
 
     Attributes:
         local: The holds that close this process only.
+        edit: Who has it knows that these do not change.
     """
 
     def __init__(self, stored: Stored) -> None:
         self.local: tuple[Hold, ...] = ()
         self._stored = stored
         self._turn = threading.Lock()
-        self._edit = threading.Lock()
+        self.edit = threading.Lock()
         self._borrowed = False
         self._put_back: Switch | _Nothing | None = _NOTHING
         self._told = False
@@ -141,7 +146,7 @@ class Holder:
     def after_fork(self) -> None:
         """Forget the holds of the parent: they close the parent, and it ends them."""
         self.local = ()
-        self._turn, self._edit = threading.Lock(), threading.Lock()
+        self._turn, self.edit = threading.Lock(), threading.Lock()
         self._borrowed, self._put_back = False, _NOTHING
 
     @property
@@ -272,8 +277,9 @@ class Holder:
         record(f"hold {hold.id} {what}", scope=scope, by=hold.by, why=hold.message, revision=revision)
 
     def _replace(self, hold: Hold, *by: Hold) -> None:
-        with self._edit:
+        with self.edit:
             self.local = (*(known for known in self.local if known.id != hold.id), *by)
+            self._stored.look_again()
 
     @contextmanager
     def _failing_as(self, what: str) -> Generator[None]:

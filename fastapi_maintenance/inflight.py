@@ -83,7 +83,8 @@ class InFlight:
 
     def operations(self) -> tuple[str, ...]:
         """Name what is running in this process, each once."""
-        return tuple(sorted({str(request) for request in tuple(self._running)}))
+        # One that ends meanwhile has no name any more.
+        return tuple(sorted({name for request in tuple(self._running) if (name := str(request))}))
 
     # Workers
 
@@ -178,40 +179,54 @@ class Passage:
         counted: Where the request is counted, `None` while it is not.
         verdict: Why the request was let through, `None` while it was not and when the passage is over.
         before: The passage that was noted in the scope before this one.
+        only_for: Method and path where it was let through for what it asks, `None` where it would have been anyway.
         token: Knows the passage around this one, `None` when this one is over.
     """
 
-    # No slots: of the objects that each request makes, Python makes those without them faster.
+    # Each request makes one, so: no slots, without which Python is faster, and what most never set stands here.
+    verdict: Any = None
+    before: "Passage | None" = None
+    only_for: tuple[str | None, str | None] | None = None
 
     def __init__(self, owner: Any, scope: Scope, counted: InFlight | None = None) -> None:
         self.owner = owner
         self.counted = counted
-        self.verdict: Any = None
-        self.before: Passage | None = None
         self._scope: Scope | None = scope
-        self._path: str | None = scope.get("path")
-        self._method: str | None = scope.get("method")
         self.token: Token[Passage | None] | None = _current.set(self)
 
     def __str__(self) -> str:
-        return f"{self._method or 'websocket'} {path_of(self._scope or {}) or self._path}"
+        """Name what it asks, for people; nothing when it is over."""
+        scope = self._scope
+        return "" if scope is None else f"{scope.get('method', 'websocket')} {path_of(scope) or scope.get('path')}"
 
     def __enter__(self) -> Self:
         """Give it: it has begun when it was made."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave."""
+        """Leave, and be no longer the current one; where another has become that meanwhile, it stays."""
+        token = self.token
+        around = None if token is None else token.old_value
+        if isinstance(around, Passage) and around.token is None and current_passage() is not self:
+            # A guard lasts longer than the route class around it, which must not be the current one again.
+            self.token = None
         self.leave()
 
-    def note(self, scope: Scope, verdict: object) -> None:
-        """Note in the scope that the request was let through; it holds no longer than the passage."""
+    def note(self, scope: Scope, verdict: object, *, whatever: bool = False) -> None:
+        """Note in the scope that this request was let through; it holds no longer than the passage.
+
+        Args:
+            scope: The ASGI scope.
+            verdict: Why.
+            whatever: Whether it would have been, whatever it asks.
+        """
         self.verdict, self.before = verdict, next(noted(scope), None)
+        self.only_for = None if whatever else _asked(scope)
         scope[NOTES] = self
 
     def is_for(self, scope: Scope) -> bool:
-        """Tell whether it was noted for this request: a middleware that rewrites method or path makes another one."""
-        return self._path == scope.get("path") and self._method == scope.get("method")
+        """Tell whether it holds for this request: a middleware that rewrites method or path makes another one."""
+        return self.only_for is None or self.only_for == _asked(scope)
 
     def leave(self) -> None:
         """End: it is counted no more, and the gate before it is the current one again.
@@ -222,17 +237,12 @@ class Passage:
         self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
             counted.leave(self)
-        if token is None:  # pragma: no cover - it leaves once
-            return
-        around = token.old_value
-        if isinstance(around, Passage) and around.token is None and current_passage() is not self:
-            # A guard lasts longer than the route class around it, which must not be the current one again.
-            return
-        # A server may end a request or a lifespan in another context than the one that began it.
-        try:
-            _current.reset(token)
-        except ValueError:
-            logger.debug("left in another context than it was entered in")
+        if token is not None:
+            # A server may end a request or a lifespan in another context than the one that began it.
+            try:
+                _current.reset(token)
+            except ValueError:
+                logger.debug("left in another context than it was entered in")
 
     def is_counted_in(self, in_flight: InFlight) -> bool:
         """Tell whether a drain there would wait for this request, or for one around it."""
@@ -243,6 +253,10 @@ class Passage:
             around = None if passage.token is None else passage.token.old_value
             passage = around if isinstance(around, Passage) else None
         return False
+
+
+def _asked(scope: Scope) -> tuple[str | None, str | None]:
+    return scope.get("method"), scope.get("path")
 
 
 def noted(scope: Scope) -> Iterator[Passage]:

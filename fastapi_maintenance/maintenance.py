@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import cache, cached_property
 from typing import Any
 
-from fastapi import Depends
+from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
@@ -464,6 +464,13 @@ class MaintenanceRoute(GatedRoute):
         super().__init__(*args, **kwargs)
         if self.bound is None and _Default.maintenance is None:
             _check_environment()
+
+    def plain_gate(self, scope: Scope) -> Gate | None:
+        """Give the default object's, where there can be no other."""
+        app, maintenance = scope.get("app"), _Default.maintenance
+        if maintenance is None or NOTES in scope or not isinstance(app, FastAPI):
+            return None
+        return None if app.dependency_overrides or app.router.dependencies else maintenance.gate
 
     async def gate(self, scope: Scope) -> Gate:
         """Give the gate of the object that serves this request."""

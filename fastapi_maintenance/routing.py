@@ -335,22 +335,26 @@ class GatedRoute(APIRoute):
         ours = told is not None and told in (refusal_response(), refusal_response(always=True))
         self._responses = {k: v for k, v in responses.items() if v is not told} if ours else responses
 
+    def plain_gate(self, scope: Scope) -> Gate | None:
+        """Give the gate that serves this request where the class is bound to none, `None` where it is to be asked."""
+        raise NotImplementedError
+
     async def gate(self, scope: Scope) -> Gate:
-        """Give the gate of the object that serves this request, where the class is bound to none."""
+        """Give it in any case."""
         raise NotImplementedError
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or run the operation."""
-        if scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)
-            return
-        gate = self.bound or await self.gate(scope)
+        gate = self.bound or self.plain_gate(scope) or await self.gate(scope)
         passage = gate.admit_if_open(scope, self.endpoint)
         if passage is not None:
             try:
                 await super().handle(scope, receive, send)
             finally:
                 passage.leave()
+            return
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
             return
         passage = Passage(gate.owner, scope)
         try:

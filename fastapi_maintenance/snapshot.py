@@ -96,8 +96,8 @@ class Snapshot:
         in_flight: The requests that run behind its gates; where it cannot drain, those of this process.
         holds: Takes and ends holds on it.
         contacted: Whether it was heard, or waited for, once.
-        glance: Gives what is stored, while all was well at the last look; `None` where it takes another `look` to know.
-            May raise what the backend raises.
+        glance: Gives what is stored, while all was well at the last look and nothing else counts; `None` where it takes
+            another `look` to know. May raise what the backend raises.
     """
 
     def __init__(self, backend: StateReader) -> None:
@@ -124,7 +124,7 @@ class Snapshot:
         """Forget the contact of a thread that the child does not have."""
         if self._link is not None:
             self.contacted, self._known = False, None
-            self.glance = _nothing
+            self.look_again()
 
     @property
     def stale(self) -> float | None:
@@ -166,7 +166,8 @@ class Snapshot:
         if peek is None:
             if time.monotonic() - self._asked_at >= refresh_interval:
                 self._refresh(read_timeout)
-            self.glance = _nothing if self._failing_since is not None else self._recent
+            if self._failing_since is None:
+                self._suffices(self._recent)
         elif self._link is None or self.contacted or self._link.heard:
             try:
                 state = peek()
@@ -174,13 +175,23 @@ class Snapshot:
                     self._known = self._checked(state, "peek_state")
                 if self._failing_since is not None:
                     self._recovered()
-                self.glance = peek
+                self._suffices(peek)
             except Exception as error:  # noqa: BLE001 - whatever a user's backend raises
                 if self._link is not None:
                     self._known = self._link.remembered_state()
                 self._failed(error)
         known = self._known
         return known if known is None or not self.holds.local else self._with_local(known)
+
+    def look_again(self) -> None:
+        """Have the next request look, whatever a glance would tell it."""
+        self.glance = _nothing
+
+    def _suffices(self, glance: Callable[[], MaintenanceState | None]) -> None:
+        """Let a glance suffice from now on, unless a local hold counts as well."""
+        with self.holds.edit:
+            if not self.holds.local:
+                self.glance = glance
 
     def _recent(self) -> MaintenanceState | None:
         """Give what is known of a distant backend, `None` when it is time to ask again."""
@@ -260,7 +271,7 @@ class Snapshot:
             self._recovered()
 
     def _failed(self, error: Exception) -> None:
-        self.glance = _nothing
+        self.look_again()
         if self._failing_since is None:
             self._failing_since = time.monotonic()
             reason = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"

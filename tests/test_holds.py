@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import anyio
+import httpx
 import pytest
+from fastapi import Depends, FastAPI
 
 from fastapi_maintenance import (
     BackendError,
@@ -539,6 +541,25 @@ async def test_a_hold_on_the_environment_leaves_the_variable_alone(monkeypatch):
         inside = await maintenance.status()
     after = await maintenance.status()
     assert (inside.mode, after.mode) == ("full", "read_only")
+
+
+@pytest.mark.anyio
+async def test_a_hold_of_this_process_is_seen_by_every_gate():
+    """Whoever was open when last asked sees the hold, too, when another object before the same store has looked."""
+    backend = EnvVarBackend()
+    objects = [Maintenance(backend=backend) for _ in range(2)]
+    apps = [FastAPI(dependencies=[Depends(each.guard)]) for each in objects]
+    clients = [httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") for app in apps]
+    for app in apps:
+        app.get("/x")(lambda: 1)
+
+    async def ask():
+        return [(await client.get("/x")).status_code for client in clients * 2]
+
+    before = await ask()
+    async with objects[0].on():
+        inside = await ask()
+    assert (before, inside, await ask()) == ([200] * 4, [503] * 4, [200] * 4)
 
 
 # Stores that fail

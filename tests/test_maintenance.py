@@ -156,7 +156,7 @@ def test_unbound_route_class(override, middleware, guard, default, expected, unl
     }
     configure_backend("memory")
     run(set_maintenance_mode, default == CLOSED)
-    dependencies = [Depends(lambda: None)]
+    dependencies = [Depends(lambda: None)] * unless
     if guard is not None:
         dependencies.append(Depends(objects["guard"].guard_unless(lambda: False) if unless else objects["guard"].guard))
     app = FastAPI(dependencies=dependencies)

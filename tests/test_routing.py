@@ -941,12 +941,15 @@ def test_replaced_route_of_an_included_router_is_noticed():
 class Rewriting:
     """A middleware that makes another request of what comes in, and hides what it wraps."""
 
-    def __init__(self, app, **changes):
+    def __init__(self, app, closing=None, **changes):
         self.app = app
+        self.closing = closing
         self.changes = changes
 
     async def __call__(self, scope, receive, send):
         """Call what is behind with the changed request."""
+        if self.closing is not None:
+            await self.closing.enable()
         await self.app({**scope, **self.changes}, receive, send)
 
 
@@ -978,3 +981,26 @@ def test_rewritten_request_is_decided_anew(gate, mode, path, changes, expected):
     from_inside(app, maintenance)
     anyio.run(lambda: maintenance.enable(mode=mode))
     assert statuses(app, path) == [expected]
+
+
+@pytest.mark.parametrize("gate", ["guard", "route class", "middleware"])
+@pytest.mark.parametrize("changes", [{}, {"path": "/x"}], ids=["as it is", "rewritten"])
+@pytest.mark.parametrize("between", [False, True], ids=["alone", "another object between"])
+def test_who_was_let_in_while_all_was_open_runs_to_the_end(gate, changes, between):
+    """A request that came in before it closed is not refused by an inner gate, whatever a middleware makes of it."""
+    maintenance, other, app = open_one(), open_one(), FastAPI()
+    if gate == "guard":
+        app.router.dependencies.append(Depends(maintenance.guard))
+    if gate == "route class":
+        app.router.route_class = maintenance.route_class
+    app.get("/x")(lambda: 1)
+    app.get("/y")(lambda: 1)
+    if gate == "middleware":
+        from_inside(app, maintenance)
+    if between:
+        from_inside(app, other)
+    app.add_middleware(Rewriting, closing=maintenance, **changes)
+    from_inside(app, maintenance)
+    for each in (maintenance, other):
+        anyio.run(each.status)
+    assert statuses(app, "/y", "/y") == [200, 503]

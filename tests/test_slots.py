@@ -214,6 +214,33 @@ def test_a_worker_attaches_anew_when_its_gate_is_gone(path, take_away, monkeypat
     assert seen(Gate(str(path))) == [(os.getpid(), True)]
 
 
+def test_a_worker_attaches_anew_when_its_files_are_gone(kind, path):
+    """A worker whose files were deleted while it was idle is seen again as soon as it lets anybody in."""
+    in_flight = LocalFileBackend(path).in_flight
+    assert in_flight.enter(1)
+    in_flight.leave(1)
+    for file in path.parent.glob("state.gate*"):
+        file.unlink()
+    assert in_flight.enter(2)
+    assert seen(kind(str(path))) == [(os.getpid(), True)]
+
+
+def test_a_worker_whose_gate_goes_as_it_is_made_attaches_with_the_next_request(kind, path, monkeypatch):
+    """Nobody is refused, and no time is lost, when a gate is deleted between its making and its locking."""
+    in_flight, attach, deleted = LocalFileBackend(path).in_flight, kind.attach, []
+
+    def attach_in_vain(gate):
+        worker = attach(gate)
+        deleted.extend(file.unlink() for file in ([] if deleted else path.parent.glob("state.gate*")))
+        return worker
+
+    monkeypatch.setattr(kind, "attach", attach_in_vain)
+    assert in_flight.enter(1)
+    assert seen(kind(str(path))) == []
+    assert in_flight.enter(2)
+    assert seen(kind(str(path))) == [(os.getpid(), True)]
+
+
 def test_a_worker_stays_with_a_hold_on_a_gate_that_is_gone(path):
     """A drained hold whose gate somebody deletes still keeps out the workers that know it; then they go to the new."""
     backend = LocalFileBackend(path)

@@ -5,6 +5,7 @@ hold at a time can drain.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -73,6 +74,8 @@ class FlockWorker:
 
     def take(self) -> bool:
         """Lock the slot."""
+        if not self.stands():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._path)
         taken = _flock(self._slots, fcntl.LOCK_SH)
         if taken:
             os.pwrite(self._descriptor, _BUSY, 0)

@@ -6,6 +6,7 @@ file description never conflict with each other. `flock.py` does the same for sy
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import struct
@@ -96,7 +97,15 @@ class Worker(Protocol):
     """What a worker has locked: that it is there and, while a request is in flight, its slot."""
 
     def take(self) -> bool:
-        """Lock the slot; `False` while a hold keeps all requests out. `OSError` when the system refuses locks."""
+        """Lock the slot.
+
+        Returns:
+            `False` while a hold keeps all requests out.
+
+        Raises:
+            FileNotFoundError: Its file does not stand any more.
+            OSError: The system refuses locks.
+        """
         ...
 
     def free(self) -> None:
@@ -134,6 +143,9 @@ class RangeWorker:
 
     def take(self) -> bool:
         """Lock the slot."""
+        deleted = os.fstat(self._descriptor).st_nlink == 0
+        if (deleted or time.monotonic() >= self._sure_until) and not self.stands():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._path)
         try:
             fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, self._locked)
         except BlockingIOError:
@@ -146,13 +158,8 @@ class RangeWorker:
 
     def stands(self) -> bool:
         """Tell whether the gate is still there, or at least a hold that began before it was taken away."""
-        now = time.monotonic()
-        if now < self._sure_until:
-            standing = os.fstat(self._descriptor).st_nlink > 0
-        else:
-            self._sure_until = now + SURE_FOR
-            standing = stands_at(self._path, self._descriptor)
-        return standing or _is_range_locked(self._descriptor, _HOLDS, _HOLDS_SIZE)
+        self._sure_until = time.monotonic() + SURE_FOR
+        return stands_at(self._path, self._descriptor) or _is_range_locked(self._descriptor, _HOLDS, _HOLDS_SIZE)
 
     def leave(self) -> None:
         """Let go of everything."""

@@ -62,25 +62,39 @@ class MachineInFlight(InFlight):
 
     def enter(self, request: object) -> bool:
         """Count a request in; the first one takes the slot."""
-        with self._turn:
+        turn = self._turn
+        # Not `with`, which takes longer, and each request comes here.
+        turn.acquire()
+        try:
             # First: the garbage collector may end a forgotten request in here, and that must not free the slot.
             self._running.add(request)
+            if not self._has_slot:
+                try:
+                    self._has_slot = self._worker is not None and self._worker.take()
+                except OSError:
+                    self._has_slot = False
+            # Whatever else came of it is looked at again, with care.
             if self._has_slot or self._take_slot():
                 return True
             self._running.discard(request)
             return False
+        finally:
+            turn.release()
 
     def leave(self, request: object) -> None:
         """Count a request out; the last one frees the slot."""
-        with self._turn:
+        turn = self._turn
+        turn.acquire()
+        try:
             self._running.discard(request)
-            worker = self._worker
-            if not self._running and self._has_slot and worker is not None:
+            if not self._running and self._has_slot and (worker := self._worker) is not None:
                 self._has_slot = False
                 try:
                     worker.free()
                 except OSError as error:
                     self._cannot_lock(worker, error)
+        finally:
+            turn.release()
 
     def _take_slot(self) -> bool:
         worker = self._worker
@@ -91,6 +105,9 @@ class MachineInFlight(InFlight):
             return True
         try:
             self._has_slot = worker.take()
+        except FileNotFoundError:
+            # Deleted this moment; the next request makes it anew.
+            return True
         except OSError as error:
             self._cannot_lock(worker, error)
             return True

@@ -150,9 +150,9 @@ class Fleet:
         Raises:
             BackendError: There is no contact now.
         """
-        view = self._view
-        if self._trouble is None and time.monotonic() < view.end:
-            return view.state
+        state, end, _ = self._view
+        if self._trouble is None and (end == math.inf or time.monotonic() < end):
+            return state
         raise BackendError(self._name, self._trouble or "it was not heard for the time of a lease")
 
     def remembered(self) -> MaintenanceState | None:
@@ -292,7 +292,8 @@ class Fleet:
         """Talk to the store no more."""
         self._link.remove(self)
         self._trouble = "it was closed"
-        self._heard.clear()
+        # Not cleared: the garbage collector may call this while the lock of the old one is taken.
+        self._heard = threading.Event()
 
     # In the link's thread: what is heard
 

@@ -56,17 +56,20 @@ class Fleet(Protocol):
 class FleetInFlight(InFlight):
     """Counts the requests in flight in this process, and promises the fleet to begin none.
 
-    All that matters is decided under one lock: while a hold bars the way, nothing is counted in; that there is a bar
-    and nothing in flight can therefore be promised. Without contact a bar ends by this process's own clock, never
-    before the promise does.
+    A request is counted first and asks then whether a hold bars the way; who promises bars the way first and looks at
+    the count then. One of the two sees the other, so that there is a bar and nothing in flight can be promised. Without
+    contact a bar ends by this process's own clock, never before the promise does.
     """
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        # Nothing that the garbage collector may call, like `leave`, waits for it.
         self._turn = threading.Lock()
         self._bar: frozenset[str] = frozenset()
         self._bar_end = math.inf
         self._arrived = threading.Event()
+        # Whether a request has more to ask before it may enter; set in one turn with what it may ask for.
+        self._may_bar = True
         self._assumed: set[str] = set()
         self._joined_at = -math.inf
         super().__init__()
@@ -77,6 +80,7 @@ class FleetInFlight(InFlight):
         self._turn = threading.Lock()
         self._bar, self._bar_end = frozenset(), math.inf
         self._arrived = threading.Event()
+        self._may_bar = True
 
     def assumes(self, when_unknown: str) -> None:
         """Learn what a gate is while nothing is known; with one that opens, no promise outlasts the contact."""
@@ -91,19 +95,25 @@ class FleetInFlight(InFlight):
 
     def enter(self, request: object) -> bool:
         """Count a request in."""
-        with self._turn:
-            if not self._arrived.is_set() or (self._bar and not self._bar_ended()):
-                return False
-            self._running.add(request)
-            return True
+        # Before as well: whoever knocks again and again must not look as if somebody ran.
+        if self._may_bar and self._bars():
+            return False
+        self._running.add(request)
+        if self._may_bar and self._bars():
+            self.leave(request)
+            return False
+        return True
 
     def leave(self, request: object) -> None:
         """Count a request out; when the last one leaves while a hold bars the way, the fleet is told."""
-        with self._turn:
-            self._running.discard(request)
-            told = bool(self._bar) and not self._running
-        if told:
+        self._running.discard(request)
+        if self._bar and not self._running:
             self._fleet.hurry()
+
+    def _bars(self) -> bool:
+        with self._turn:
+            self._may_bar = not self._arrived.is_set() or not self._bar_ended()
+            return self._may_bar
 
     def _bar_ended(self) -> bool:
         if self.opens and time.monotonic() >= self._bar_end:
@@ -115,7 +125,7 @@ class FleetInFlight(InFlight):
     def bar(self, holds: frozenset[str], end: float) -> None:
         """Let nobody in as long as `holds` are alive; without contact until `end` (monotonic)."""
         with self._turn:
-            self._bar, self._bar_end = holds, end
+            self._bar, self._bar_end, self._may_bar = holds, end, True
 
     def promise(self) -> tuple[frozenset[str], bool, int]:
         """Give the holds that bar the way, whether nothing is in flight, and how much is."""
@@ -170,21 +180,21 @@ class FleetInFlight(InFlight):
 
     def part(self) -> None:
         """Say goodbye, unless requests still run; waits for it, a second at most."""
-        with self._turn:
-            if self._running or not self._joined:
-                return
-            self._forget()
-        self._fleet.say_goodbye()
+        self._part(anyway=False)
 
     def pause(self) -> None:
         """Tell the fleet nothing any more until the next request: `part`, and stay listed if requests still run."""
-        self.part()
-        with self._turn:
-            self._forget()
+        self._part(anyway=True)
 
-    def _forget(self) -> None:
-        self._joined = False
-        self._arrived = threading.Event()
+    def _part(self, *, anyway: bool) -> None:
+        with self._turn:
+            # First: who comes in from here on waits for the end of this turn.
+            self._may_bar = True
+            busy, joined = bool(self._running), self._joined
+            if anyway or not busy:
+                self._joined, self._arrived = False, threading.Event()
+        if joined and not busy:
+            self._fleet.say_goodbye()
 
     async def workers(self) -> tuple[Worker, ...]:
         """Give the workers of the fleet, those that are silent but not forgotten, too."""

@@ -1,0 +1,259 @@
+"""Who is running: what holds for each way of counting, in a process, on a machine and in a fleet."""
+
+import gc
+import sys
+import threading
+import time
+from math import inf
+from unittest.mock import Mock
+
+import pytest
+
+from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend
+from fastapi_maintenance.backends.redis.fleet import Fleet, Terms
+from fastapi_maintenance.backends.redis.workers import FleetInFlight
+from fastapi_maintenance.inflight import InFlight, Passage
+from tests.waiting import PATIENCE
+
+
+def in_a_fleet(path):
+    """Give what counts for a fleet that knows of this worker."""
+    in_flight = FleetInFlight(Mock())
+    in_flight.join()
+    in_flight.arrive()
+    return in_flight
+
+
+KINDS = {
+    "process": lambda path: MemoryBackend().in_flight,
+    "machine": lambda path: LocalFileBackend(path).in_flight,
+    "fleet": in_a_fleet,
+}
+
+
+class Request:
+    """A request that is forgotten while it runs, so that the garbage collector ends it."""
+
+    def __init__(self, in_flight: InFlight):
+        self.in_flight, self.itself = in_flight, self
+        in_flight.enter(id(self))
+
+    def __del__(self):
+        self.in_flight.leave(id(self))
+
+
+def ends(function):
+    """Run `function` in a thread, and tell whether it ever returned."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return not thread.is_alive()
+
+
+@pytest.fixture
+def _collecting():
+    """Have garbage collected wherever Python can."""
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("_collecting")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forgotten_request_may_end_while_others_are_counted(kind, path):
+    """The garbage collector ends a request in the middle of counting others; nobody waits for ever, none is lost."""
+    in_flight = KINDS[kind](path)
+
+    def count():
+        for _ in range(1000):
+            Request(in_flight)
+            assert in_flight.enter("another")
+            in_flight.leave("another")
+
+    assert ends(count)
+    gc.collect()
+    assert not in_flight._running
+
+
+@pytest.fixture
+def _restless():
+    """Have threads take turns as often as Python lets them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+class Crowd:
+    """Threads that come in and go out as long as the block runs."""
+
+    def __init__(self, in_flight):
+        self.in_flight, self.inside, self.went, self.over = in_flight, set(), 0, False
+        self.threads = [threading.Thread(target=self.walk, args=(n,)) for n in range(3)]
+
+    def walk(self, number):
+        """Come in if that is allowed, and go out again."""
+        while not self.over:
+            if self.in_flight.enter(number):
+                self.inside.add(number)
+                self.went += 1
+                self.inside.discard(number)
+                self.in_flight.leave(number)
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over = True
+        for thread in self.threads:
+            thread.join(PATIENCE)
+
+
+def wait(condition):
+    """Wait until a condition is true, while other threads have their turns."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0)
+
+
+@pytest.mark.usefixtures("_restless")
+def test_nobody_is_in_while_the_fleet_has_a_promise(path):
+    """From the promise that a hold bars the way and nothing runs until the bar is lifted no thread comes in."""
+    in_flight, seen = in_a_fleet(path), []
+    with Crowd(in_flight) as crowd:
+        for number in range(300):
+            before = crowd.went
+            wait(lambda before=before: crowd.went > before)
+            in_flight.bar(frozenset({f"hold {number}"}), inf)
+            wait(lambda: in_flight.promise()[1])
+            for _ in range(20):
+                time.sleep(0)
+                seen += crowd.inside
+            in_flight.bar(frozenset(), inf)
+    assert not seen
+    assert not in_flight._running
+
+
+class Meddled(set):
+    """What is running, with something else that happens in the middle of a look at it, or of a change."""
+
+    def __init__(self, *, adding=None, looking=None):
+        super().__init__()
+        self.adding, self.looking = adding, looking
+
+    def add(self, request):
+        """Add a request, after something else has happened."""
+        if self.adding:
+            self.adding()
+        super().add(request)
+
+    def __bool__(self):
+        """Tell whether there is any, before something else happens."""
+        any_running = len(self) > 0
+        if self.looking:
+            self.looking()
+        return any_running
+
+
+def test_a_promise_before_a_request_is_counted_keeps_it_out(path):
+    """A request that found no bar, and was not counted before a hold was promised that nobody runs, does not get in."""
+    in_flight, promised = in_a_fleet(path), []
+    assert in_flight.enter("early")
+    in_flight.leave("early")
+
+    def promise():
+        in_flight.bar(frozenset({"hold"}), inf)
+        promised.append(in_flight.promise()[1])
+
+    in_flight._running = Meddled(adding=promise)
+    assert not in_flight.enter("late")
+    assert (promised, len(in_flight._running)) == ([True], 0)
+
+
+def test_a_request_in_the_middle_of_a_goodbye_waits_until_the_fleet_knows_of_it_again(path):
+    """Who comes in after the last look whether anybody runs is not let in by a worker that is struck off."""
+    in_flight, let_in = in_a_fleet(path), []
+    assert in_flight.enter("early")
+    in_flight.leave("early")
+    late = threading.Thread(target=lambda: let_in.append(in_flight.enter("late")))
+
+    def look():
+        in_flight._running.looking = None
+        late.start()
+        # It has to wait for the goodbye; were it let in, that would take no time.
+        late.join(0.2)
+
+    in_flight._running = Meddled(looking=look)
+    in_flight.part()
+    late.join(PATIENCE)
+    assert let_in == [False]
+
+
+def test_a_child_lets_nobody_in_before_the_fleet_knows_of_it(path):
+    """However many its parent has let in, a forked child is a worker that nobody has heard of."""
+    in_flight = in_a_fleet(path)
+    assert in_flight.enter("early")
+    in_flight.after_fork()
+    assert not in_flight.enter("late")
+
+
+@pytest.mark.usefixtures("_restless")
+def test_nobody_is_in_after_the_goodbye(path):
+    """A worker that has said goodbye lets no thread in before the fleet knows of it again; one that is busy stays."""
+    in_flight, seen, goodbyes = in_a_fleet(path), [], 0
+    with Crowd(in_flight) as crowd:
+        while goodbyes < 300:
+            before = crowd.went
+            wait(lambda before=before: crowd.went > before)
+            in_flight.part()
+            if not in_flight.joined:
+                goodbyes += 1
+                for _ in range(20):
+                    time.sleep(0)
+                    seen += crowd.inside
+                in_flight.join()
+                in_flight.arrive()
+    assert not seen
+
+
+def test_a_forgotten_state_may_be_closed_while_its_store_is_heard(monkeypatch):
+    """The garbage collector closes what nobody uses any more, be it in the middle of taking an answer for it."""
+
+    class Forgotten:
+        def __init__(self, fleet):
+            self.fleet, self.itself = fleet, self
+
+        def __del__(self):
+            self.fleet.close()
+
+    def notify_all(condition):
+        gc.collect()
+        told(condition)
+
+    def hear():
+        fleet = Fleet(Mock(), "{place}", Terms(1.0, 1.0, 1.0), "name")
+        Forgotten(fleet)
+        fleet.lose_contact("as it was told")
+
+    told = threading.Condition.notify_all
+    monkeypatch.setattr(threading.Condition, "notify_all", notify_all)
+    assert ends(hear)
+
+
+def test_a_request_is_named_by_what_it_asks_until_it_ends():
+    """Before a route is chosen it is the path that names it; one that ends while it is named has no name any more."""
+    in_flight = InFlight()
+    asked = [{"method": "GET", "path": "/op"}, {"path": "/socket"}, {"method": "GET", "path": "/over"}]
+    passages = [Passage(None, scope, in_flight) for scope in asked]
+    for passage in passages:
+        in_flight.enter(passage)
+    passages[-1].counted = None
+    passages[-1].leave()
+    named = in_flight.operations()
+    for passage in reversed(passages):
+        passage.leave()
+    assert named == ("GET /op", "websocket /socket")

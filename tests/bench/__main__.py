@@ -17,6 +17,7 @@ from typing import Any
 
 import beside
 import blocks
+import budgets
 import counting
 import growth
 import guarding
@@ -142,6 +143,11 @@ class Run:
         self.found["beside"] = [row.to_dict() for row in self.rows]
         self.say(
             "In process: CPU time of a request; what it adds is paired with the bare application, round by round.\n"
+        )
+        slower = beside.slowness({row.subject: row.cost for row in self.rows if row.cost})
+        self.say(
+            f"A bare request (20 direct routes) takes {budgets.BARE_REQUEST * slower:.1f} µs here. The budgets are of "
+            f"a machine on which it takes {budgets.BARE_REQUEST:g} µs, so they are multiplied by {slower:.2f}.\n"
         )
         self.say(report.text(beside.table(self.rows)))
         if beside.shown(self.rows, closed=False) and not self.options.quick:

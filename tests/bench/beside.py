@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any
 
 import budgets
@@ -113,14 +114,21 @@ def measure(workers: Mapping[str, Worker], subjects: list[Subject], turns: int, 
                     wrong[subject] = result["wrong"]
         say(f"  turn {turn + 1} of {turns}")
     costs = {subject: Cost.of(taken[subject]) for subject in subjects if taken[subject]}
-    return [_row(subject, wrong[subject], costs) for subject in subjects]
+    slower = slowness(costs)
+    return [_row(subject, wrong[subject], costs, slower) for subject in subjects]
+
+
+def slowness(costs: Mapping[Subject, Cost]) -> float:
+    """Give how many times slower this machine is than the one that the budgets are of; 1 where it was not measured."""
+    bare = [cost.quiet for subject, cost in costs.items() if subject.base == Subject()]
+    return median(bare) / budgets.BARE_REQUEST if bare else 1.0
 
 
 def _measured_by(subject: Subject) -> str:
     return OURS if subject.package not in {s.package for s in peers()} else subject.package
 
 
-def _row(subject: Subject, wrong: str | None, costs: Mapping[Subject, Cost]) -> Row:
+def _row(subject: Subject, wrong: str | None, costs: Mapping[Subject, Cost], slower: float) -> Row:
     cost = costs.get(subject)
     if cost is None:
         return Row(subject, wrong)
@@ -134,7 +142,7 @@ def _row(subject: Subject, wrong: str | None, costs: Mapping[Subject, Cost]) -> 
         subject,
         wrong,
         cost,
-        budgets.budget(subject, cost.quiet, adds),
+        budgets.budget(subject, cost.quiet, adds, slower),
         None if least is None else least.adds.value,
     )
 

@@ -1,9 +1,14 @@
-"""What it may cost: the figures of the project's contract, in microseconds unless said otherwise."""
+"""What it may cost: the figures of the project's contract, in microseconds unless said otherwise.
+
+They are those of a machine on which a bare request takes `BARE_REQUEST`; on another one they grow and shrink with it.
+"""
 
 from dataclasses import replace
 
 from subjects import BARE, DEFAULT_OBJECT, OURS, Subject
 
+BARE_REQUEST = 49.0
+"""To the application of 20 direct routes."""
 MIDDLEWARE = {"environment": 1.5, "memory": 1.5, "redis": 1.5, "slow store": 1.5, "file": 6.0, DEFAULT_OBJECT: 1.5}
 ROUTE_CLASS_MORE = 1.5
 GUARD_MORE = 1.5
@@ -15,13 +20,14 @@ STORM = 1.5
 DEPENDENCY = Subject(gate="empty dependency")
 
 
-def budget(subject: Subject, bare: float, dependency: float) -> float | None:
+def budget(subject: Subject, bare: float, dependency: float, slower: float) -> float | None:
     """Give what a subject may add to its bare application.
 
     Args:
         subject: It.
         bare: What a request of its bare application takes.
         dependency: What an empty dependency adds to the same application.
+        slower: How many times slower this machine is than the contract's.
 
     Returns:
         Microseconds; `None` where there is no budget for it.
@@ -35,8 +41,8 @@ def budget(subject: Subject, bare: float, dependency: float) -> float | None:
     if "route class" in subject.gate:
         allowed += ROUTE_CLASS_MORE
     if subject.gate == "guard":
-        allowed += GUARD_MORE + dependency
-    return allowed
+        allowed += GUARD_MORE
+    return allowed * slower + (dependency if subject.gate == "guard" else 0.0)
 
 
 def least_of(subject: Subject) -> Subject:

@@ -38,7 +38,7 @@ def configure_backend(backend_type: str, **options: Any) -> None:
         TypeError: The backend does not take these options.
         BackendError: The backend cannot be made.
     """
-    if backend_type not in _KINDS:
+    if not isinstance(backend_type, str) or backend_type not in _KINDS:
         raise ValueError(f"unknown backend {repeatable(backend_type)}: use one of {', '.join(map(repr, _KINDS))}")
     make = _KINDS[backend_type]()
     try:

@@ -50,8 +50,6 @@ def current_owner() -> Owner | None:
 
 
 _ADMITTED = Verdict.ADMITTED
-_NOW_AND_THEN = object()
-"""No state: open now, but the clock may close it."""
 _REFUSED = (Verdict.REFUSED, Verdict.REFUSED_UNLESS_EXEMPT)
 
 
@@ -69,6 +67,10 @@ class _Reading:
         self.told = (inf, -inf)
         self.begin = now.timestamp()
         self.end = inf if change is None else change.timestamp()
+
+    def means(self, now: float) -> bool:
+        """Tell whether the state still means this mode at `now`."""
+        return self.always or self.begin <= now < self.end
 
     def tell(self, status: MaintenanceStatus, now: float) -> None:
         """Keep what was computed at `now`, for as long as it is true."""
@@ -107,7 +109,7 @@ class Gate:
         self._exemptions = Exemptions(owner.settings, exempt_handler)
         self._refusals = Refusals(owner.settings, response_handler)
         self._enabled = enabled
-        self._open: object = None
+        self._open: tuple[MaintenanceState, _Reading | None] | None = None
         self._since = utcnow()
         self._unknown = assumed(owner.settings.on_backend_error, self._since)
         self._refresh_interval = owner.settings.refresh_interval
@@ -177,22 +179,21 @@ class Gate:
     def _mode(self, state: MaintenanceState) -> Mode | None:
         """Give what `state` means now; computed again only when it, or the clock, has come to something new."""
         reading = self._reading
-        if reading.state is not state or not (reading.always or reading.begin <= time.time() < reading.end):
+        if reading.state is not state or not reading.means(time.time()):
             reading = self._read(state, utcnow())
         return reading.mode
 
     def _read(self, state: MaintenanceState, now: datetime) -> _Reading:
         reading = self._reading = _Reading(state, self._as_seen(state), now)
-        if reading.mode is not None:
-            self._open = None
-        else:
-            # With that state it is open whatever the time is; most requests meet it.
-            self._open = state if reading.always and self._enabled is None else _NOW_AND_THEN
+        # The state with which it is open, and what tells until when, `None` for ever; most requests meet it.
+        self._open = None if reading.mode is not None else (state, None if reading.always else reading)
         return reading
 
     # Requests
 
-    def admit_if_open(self, scope: Scope, endpoint: object = None) -> Passage | None:
+    def admit_if_open(  # noqa: C901 - each request comes here, and a call takes as long as what it does
+        self, scope: Scope, endpoint: object = None
+    ) -> Passage | None:
         """Let a request that no mark is for through and count it, if it is open and was when last seen; never waits.
 
         Args:
@@ -209,6 +210,7 @@ class Gate:
         owner = self.owner
         if NOTES in scope and self._noted(scope) is not None:
             return Passage(owner, scope)
+        state, reading = opened
         snapshot = owner.snapshot
         in_flight = snapshot.in_flight
         passage = Passage(owner, scope, in_flight)
@@ -216,12 +218,13 @@ class Gate:
             # Who drains closes first and looks at the count then, so that one of the two sees the other.
             if not in_flight.enter(passage):
                 passage.counted = None
-            elif snapshot.glance() is opened:
-                # `note`, whatever is asked, without its call.
-                passage.verdict = _ADMITTED
-                if NOTES in scope:
-                    passage.before = next(noted(scope), None)
-                scope[NOTES] = passage
+            elif snapshot.glance() is state and (reading is None or reading.means(time.time())):
+                if self._enabled is None:
+                    # `note`, whatever is asked, without its call.
+                    passage.verdict = _ADMITTED
+                    if NOTES in scope:
+                        passage.before = next(noted(scope), None)
+                    scope[NOTES] = passage
                 return passage
             elif self._is_open_to(scope):
                 # What stands in here for switch and windows says nothing to another gate.
@@ -237,9 +240,13 @@ class Gate:
         return None
 
     def _noted(self, scope: Scope) -> Verdict | None:
-        """Give why a gate of the object has let this request through, `None` where none has."""
-        owner = self.owner
-        return next((p.verdict for p in noted(scope) if p.owner is owner and p.is_for(scope)), None)
+        """Give why a gate of the object has let this request through, `None` where none has.
+
+        That it was open says nothing to a gate for which something else stands in for switch and windows.
+        """
+        owner, heard = self.owner, self._enabled is None
+        known = (p.verdict for p in noted(scope) if p.owner is owner and p.is_for(scope))
+        return next((verdict for verdict in known if heard or verdict is not _ADMITTED), None)
 
     def refuse_again(
         self, scope: Scope, endpoint: object, *, excused: bool = False, applied: bool | None = None

@@ -137,7 +137,8 @@ class Holder:
         self.local: tuple[Hold, ...] = ()
         self._stored = stored
         self._turn = threading.Lock()
-        self.edit = threading.Lock()
+        # Reentrant: a signal handler may ask for the state meanwhile.
+        self.edit = threading.RLock()
         self._borrowed = False
         self._put_back: Switch | _Nothing | None = _NOTHING
         self._told = False
@@ -146,7 +147,7 @@ class Holder:
     def after_fork(self) -> None:
         """Forget the holds of the parent: they close the parent, and it ends them."""
         self.local = ()
-        self._turn, self.edit = threading.Lock(), threading.Lock()
+        self._turn, self.edit = threading.Lock(), threading.RLock()
         self._borrowed, self._put_back = False, _NOTHING
 
     @property

@@ -183,7 +183,7 @@ class Passage:
         token: Knows the passage around this one, `None` when this one is over.
     """
 
-    # Each request makes one, so: no slots, without which Python is faster, and what most never set stands here.
+    # Each request makes one, so: no slots, without which Python is faster, and what is set later stands here.
     verdict: Any = None
     before: "Passage | None" = None
     only_for: tuple[str | None, str | None] | None = None
@@ -204,11 +204,10 @@ class Passage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave, and be no longer the current one; where another has become that meanwhile, it stays."""
-        token = self.token
-        around = None if token is None else token.old_value
-        if isinstance(around, Passage) and around.token is None and current_passage() is not self:
-            # A guard lasts longer than the route class around it, which must not be the current one again.
+        """Leave; where one around it has left before, the current one is right already."""
+        current = current_passage()
+        if current is not self and (current is None or current.token is not None):
+            # A guard lasts longer than the route class around it.
             self.token = None
         self.leave()
 

@@ -466,11 +466,12 @@ class MaintenanceRoute(GatedRoute):
             _check_environment()
 
     def plain_gate(self, scope: Scope) -> Gate | None:
-        """Give the default object's, where there can be no other."""
+        """Give the default object's gate, where no other can be meant."""
         app, maintenance = scope.get("app"), _Default.maintenance
         if maintenance is None or NOTES in scope or not isinstance(app, FastAPI):
             return None
-        return None if app.dependency_overrides or app.router.dependencies else maintenance.gate
+        asked = app.dependency_overrides or getattr(app.router, "dependencies", True)
+        return None if asked else maintenance.gate
 
     async def gate(self, scope: Scope) -> Gate:
         """Give the gate of the object that serves this request."""

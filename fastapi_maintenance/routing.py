@@ -335,16 +335,25 @@ class GatedRoute(APIRoute):
         ours = told is not None and told in (refusal_response(), refusal_response(always=True))
         self._responses = {k: v for k, v in responses.items() if v is not told} if ours else responses
 
-    def plain_gate(self, scope: Scope) -> Gate | None:
-        """Give the gate that serves this request where the class is bound to none, `None` where it is to be asked."""
-        raise NotImplementedError
+    def plain_gate(self, scope: Scope) -> Gate | None:  # noqa: ARG002 - those that can tell need it
+        """Give what `gate` would, where that can be told at once; else `None`."""
+        return None
 
     async def gate(self, scope: Scope) -> Gate:
-        """Give it in any case."""
+        """Give the gate of the object that serves this request, where the class is bound to none."""
         raise NotImplementedError
+
+    def __init_subclass__(cls) -> None:
+        """Ask a `gate` of the subclass's own for each request."""
+        super().__init_subclass__()
+        if "gate" in vars(cls) and "plain_gate" not in vars(cls):
+            cls.plain_gate = GatedRoute.plain_gate  # type: ignore[method-assign]
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or run the operation."""
+        if scope["method"] not in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
         gate = self.bound or self.plain_gate(scope) or await self.gate(scope)
         passage = gate.admit_if_open(scope, self.endpoint)
         if passage is not None:
@@ -352,9 +361,6 @@ class GatedRoute(APIRoute):
                 await super().handle(scope, receive, send)
             finally:
                 passage.leave()
-            return
-        if scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)
             return
         passage = Passage(gate.owner, scope)
         try:

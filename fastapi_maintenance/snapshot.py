@@ -189,9 +189,10 @@ class Snapshot:
 
     def _suffices(self, glance: Callable[[], MaintenanceState | None]) -> None:
         """Let a glance suffice from now on, unless a local hold counts as well."""
-        with self.holds.edit:
-            if not self.holds.local:
-                self.glance = glance
+        if self.glance != glance:
+            with self.holds.edit:
+                if not self.holds.local:
+                    self.glance = glance
 
     def _recent(self) -> MaintenanceState | None:
         """Give what is known of a distant backend, `None` when it is time to ask again."""
@@ -442,9 +443,10 @@ def snapshot_of(backend: object) -> Snapshot:
     return snapshot
 
 
-def repeatable(text: str) -> str:
-    """Give text for an error, but none that may be a URL with a password."""
-    return "..." if "://" in text or "@" in text else repr(text)
+def repeatable(given: object) -> str:
+    """Give what somebody gave for an error, unless it may be a URL with a password."""
+    shown = repr(given)
+    return "..." if "://" in shown or "@" in shown else shown
 
 
 def _nothing() -> None:

@@ -27,6 +27,7 @@ from fastapi_maintenance import (
     maintenance_mode_on,
 )
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
+from fastapi_maintenance.gate import current_owner
 from fastapi_maintenance.inflight import NOTES, InFlight, current_passage
 from fastapi_maintenance.state import Hold, utcnow
 from tests.waiting import PATIENCE, until
@@ -218,6 +219,28 @@ async def test_afterwards_no_object_is_the_current_one(gates):
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""}
         await app(scope, AsyncMock(), AsyncMock())
         assert current_passage() is None
+
+
+@pytest.mark.parametrize("objects", [1, 2, 3])
+@pytest.mark.parametrize("around", [False, True], ids=["alone", "in a middleware"])
+async def test_afterwards_the_object_around_several_guards_is_the_current_one(objects, around):
+    """However many guards a route class has around its operation, what was current before is current again."""
+    guards = [Depends(Maintenance(backend=MemoryBackend()).guard) for _ in range(objects)]
+    app = FastAPI(dependencies=guards)
+    app.router.route_class = Maintenance(backend=MemoryBackend()).route_class
+    app.get("/quick")(lambda: 1)
+    outer, seen = Maintenance(backend=MemoryBackend()), []
+
+    async def looking(scope, receive, send):
+        await app(scope, receive, send)
+        seen.append(current_owner())
+
+    served = MaintenanceModeMiddleware(looking, maintenance=outer) if around else looking
+    for _ in range(2):
+        scope = {"type": "http", "method": "GET", "path": "/quick", "headers": [], "query_string": b"", "root_path": ""}
+        await served(scope, AsyncMock(), AsyncMock())
+        seen.append(current_owner())
+    assert seen == [outer if around else None, None] * 2
 
 
 @each_gate

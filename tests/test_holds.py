@@ -24,6 +24,7 @@ from fastapi_maintenance import (
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.holds import hold_template
 from fastapi_maintenance.state import OPEN
+from tests.waiting import ends, until
 
 
 def raise_if(error, wanted):
@@ -121,13 +122,6 @@ async def active(maintenance):
 def broken(*args):
     """Fail as a full disk does."""
     raise OSError(errno.ENOSPC, "No room")
-
-
-async def until(condition):
-    """Wait for a condition, at most 5 seconds."""
-    with anyio.fail_after(5):
-        while not condition():
-            await anyio.sleep(0.001)
 
 
 # One after the other, inside each other, side by side
@@ -560,6 +554,25 @@ async def test_a_hold_of_this_process_is_seen_by_every_gate():
     async with objects[0].on():
         inside = await ask()
     assert (before, inside, await ask()) == ([200] * 4, [503] * 4, [200] * 4)
+
+
+def test_a_signal_handler_may_ask_while_a_hold_begins(monkeypatch):
+    """Whoever interrupts the taking of a hold and asks for the state, as sync code may, gets an answer."""
+    maintenance, told = Maintenance(backend=EnvVarBackend()), []
+    snapshot = maintenance.snapshot
+    look_again = snapshot.look_again
+
+    def interrupted():
+        told.append(maintenance.last_known_mode())
+        look_again()
+
+    async def hold():
+        async with maintenance.on():
+            told.append((await maintenance.status()).mode)
+
+    monkeypatch.setattr(snapshot, "look_again", interrupted)
+    assert ends(lambda: anyio.run(hold))
+    assert told == ["full", "full", None]
 
 
 # Stores that fail

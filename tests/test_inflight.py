@@ -13,7 +13,7 @@ from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend
 from fastapi_maintenance.backends.redis.fleet import Fleet, Terms
 from fastapi_maintenance.backends.redis.workers import FleetInFlight
 from fastapi_maintenance.inflight import InFlight, Passage
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, ends
 
 
 def in_a_fleet(path):
@@ -40,14 +40,6 @@ class Request:
 
     def __del__(self):
         self.in_flight.leave(id(self))
-
-
-def ends(function):
-    """Run `function` in a thread, and tell whether it ever returned."""
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return not thread.is_alive()
 
 
 @pytest.fixture

@@ -2,17 +2,20 @@
 
 import contextvars
 import logging
+import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated
+from unittest.mock import Mock
 
 import anyio
 import anyio.from_thread
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, WebSocket
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException, WebSocket
 from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
+from starlette.routing import Router
 from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_maintenance import (
@@ -600,17 +603,70 @@ def test_configure_backend(kind, options, expected, used_before, tmp_path, monke
     assert run(get_maintenance_mode) is ("var_name" in options)
 
 
-@pytest.mark.parametrize("kind", ["mysql", "Memory", ""])
+@pytest.mark.parametrize("kind", ["mysql", "Memory", "", None, 5, b"env", ["env"]], ids=repr)
 def test_configure_backend_of_an_unknown_kind(kind):
-    """An unknown kind is a ValueError that names the known ones."""
-    with pytest.raises(ValueError, match=rf"unknown backend '{kind}': use one of 'env', 'file', 'memory', 'redis'"):
+    """An unknown kind is a ValueError that names the known ones, whatever was given."""
+    said = f"unknown backend {kind!r}: use one of 'env', 'file', 'memory', 'redis'"
+    with pytest.raises(ValueError, match=re.escape(said)):
         configure_backend(kind)
 
 
-def test_a_url_in_place_of_the_kind_of_a_backend_is_not_repeated():
+@pytest.mark.parametrize("url", ["redis://:s3cret@h/0", b"redis://:s3cret@h/0"], ids=["str", "bytes"])
+def test_a_url_in_place_of_the_kind_of_a_backend_is_not_repeated(url):
     """It may hold a password."""
     with pytest.raises(ValueError, match=r"^unknown backend \.\.\.: use one of 'env'"):
-        configure_backend("redis://:s3cret@h/0")
+        configure_backend(url)
+
+
+@pytest.mark.parametrize("override", [Mock(side_effect=HTTPException(401)), lambda: None], ids=["raises", "nothing"])
+def test_a_wrong_method_asks_for_no_object(override):
+    """405 stays 405, whatever the object that would serve the route is, and that object is not even asked for."""
+    app = unbound("route class")
+    app.dependency_overrides[get_maintenance] = override
+    counted = made().snapshot.in_flight
+    bound = behind("route class", made())
+    assert [TestClient(each).delete("/x").status_code for each in (app, bound)] == [405, 405]
+    assert not getattr(override, "called", False)
+    assert run(counted.workers) == ()
+
+
+def test_a_plain_router_in_place_of_the_applications_own():
+    """An application whose router is Starlette's serves routes of an unbound class, of the default object."""
+    configure_backend("memory")
+    app = FastAPI()
+    app.router = Router(routes=[MaintenanceRoute("/x", lambda: 1, methods=["GET"])])
+    open_, _ = ask(app).status_code, run(set_maintenance_mode, True)
+    assert (open_, ask(app).status_code, TestClient(app).post("/x").status_code) == (200, 503, 405)
+
+
+def test_a_route_class_that_finds_its_gate_by_itself():
+    """A subclass of the unbound route class with a `gate` of its own is asked for it by each request."""
+    configure_backend("memory")
+    objects = {"open": made(), "closed": made("closed")}
+
+    class ByHeader(MaintenanceRoute):
+        async def gate(self, scope):
+            return objects[dict(scope["headers"])[b"which"].decode()].gate
+
+    app = FastAPI()
+    app.router.route_class = ByHeader
+    app.get("/x")(lambda: 1)
+    client = TestClient(app)
+    assert [client.get("/x", headers={"which": name}).status_code for name in objects] == [200, 503]
+    assert get_maintenance().last_known_mode() is None
+
+
+@pytest.mark.parametrize("outside", ["open", "closed"])
+def test_a_middleware_that_is_switched_on_refuses_whom_another_gate_let_in(outside):
+    """`enable_maintenance=True` closes its middleware, also behind an open gate of the same object."""
+    maintenance, app = get_maintenance(), FastAPI()
+    maintenance.use_backend(MemoryBackend())
+    app.add_api_route("/x", lambda: 1)
+    app.add_middleware(MaintenanceModeMiddleware, enable_maintenance=True)
+    app.add_middleware(MaintenanceModeMiddleware)
+    if outside == "closed":
+        run(maintenance.enable)
+    assert [ask(app).status_code for _ in range(2)] == [503, 503]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import errno
 import gc
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 from weakref import WeakSet
 
 import anyio
@@ -225,20 +227,85 @@ def test_a_worker_attaches_anew_when_its_files_are_gone(kind, path):
     assert seen(kind(str(path))) == [(os.getpid(), True)]
 
 
-def test_a_worker_whose_gate_goes_as_it_is_made_attaches_with_the_next_request(kind, path, monkeypatch):
-    """Nobody is refused, and no time is lost, when a gate is deleted between its making and its locking."""
-    in_flight, attach, deleted = LocalFileBackend(path).in_flight, kind.attach, []
+@pytest.mark.parametrize(("times", "at_once"), [(1, True), (2, False)], ids=["once", "twice"])
+def test_a_worker_whose_gate_goes_as_it_is_made_refuses_nobody(kind, path, monkeypatch, times, at_once):
+    """When a gate is deleted between its making and its locking another one is made, at the latest for who is next."""
+    in_flight, attach, made = LocalFileBackend(path).in_flight, kind.attach, []
 
     def attach_in_vain(gate):
         worker = attach(gate)
-        deleted.extend(file.unlink() for file in ([] if deleted else path.parent.glob("state.gate*")))
+        made.append(worker)
+        if len(made) <= times:
+            for file in path.parent.glob("state.gate*"):
+                file.unlink()
         return worker
 
     monkeypatch.setattr(kind, "attach", attach_in_vain)
     assert in_flight.enter(1)
-    assert seen(kind(str(path))) == []
+    assert seen(kind(str(path))) == [(os.getpid(), True)] * at_once
     assert in_flight.enter(2)
     assert seen(kind(str(path))) == [(os.getpid(), True)]
+
+
+def test_a_worker_leaves_a_gate_that_is_gone_though_somebody_holds_there(kind, path):
+    """A hold that keeps nobody out on a deleted gate keeps no worker there, where the next drain would not see it."""
+    in_flight = LocalFileBackend(path).in_flight
+    in_flight.join()
+    hold = kind(str(path)).hold(ID)
+    for file in path.parent.glob("state.gate*"):
+        file.unlink()
+    assert in_flight.enter(1)
+    draining = kind(str(path)).hold("another")
+    assert not draining.exclude()
+    in_flight.leave(1)
+    assert draining.exclude()
+    hold.release()
+
+
+@pytest.mark.parametrize("name", ["gate", "gate.slots"])
+def test_a_worker_of_the_flock_variant_finds_that_a_file_was_moved_away(path, monkeypatch, name):
+    """Each of the files that others look at is looked for, now and then, where they look."""
+    monkeypatch.setattr("fastapi_maintenance.backends.file.gate_beside", FlockGate)
+    monkeypatch.setattr(locks, "SURE_FOR", -1)
+    in_flight = LocalFileBackend(path).in_flight
+    in_flight.join()
+    for file in path.parent.glob(f"state.{name}*"):
+        file.rename(file.with_name(f"away-{file.name}"))
+    assert in_flight.enter(1)
+    assert not FlockGate(str(path)).hold(ID).exclude()
+
+
+@pytest.mark.parametrize("kept", ["a file in its place", "no locks"])
+def test_a_gate_that_cannot_be_looked_for_refuses_nobody(kind, path, monkeypatch, kept, caplog):
+    """Whatever the system says of a gate that was taken away, requests are served and counted out again."""
+    directory = path.parent / "service"
+    directory.mkdir()
+    backend = LocalFileBackend(directory / "state")
+    assert backend.in_flight.enter(1)
+    backend.in_flight.leave(1)
+    shutil.rmtree(directory)
+    if kept == "no locks":
+        directory.mkdir()
+        monkeypatch.setattr(locks.fcntl, "fcntl", fail)
+        monkeypatch.setattr(locks.fcntl, "flock", fail)
+    else:
+        directory.write_text("not a directory")
+    for number in range(3):
+        assert backend.in_flight.enter(number)
+    for number in range(3):
+        backend.in_flight.leave(number)
+    assert backend.in_flight.operations() == ()
+    assert caplog.text.count("cannot be waited for by on(drain=)") == 1
+
+
+def test_what_breaks_off_the_locking_of_a_slot_leaves_nothing_counted(path, monkeypatch):
+    """An interrupt while a request is counted goes on to whoever asked, and the request is counted no more."""
+    in_flight = LocalFileBackend(path).in_flight
+    in_flight.join()
+    monkeypatch.setattr(in_flight._worker, "take", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        in_flight.enter(1)
+    assert not in_flight._running
 
 
 def test_a_worker_stays_with_a_hold_on_a_gate_that_is_gone(path):

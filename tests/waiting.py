@@ -1,4 +1,6 @@
-"""How async tests wait: for a condition, with a bound."""
+"""How tests wait: for a condition, with a bound."""
+
+import threading
 
 import anyio
 
@@ -11,3 +13,11 @@ async def until(condition):
     with anyio.fail_after(PATIENCE):
         while not condition():
             await anyio.sleep(0.001)
+
+
+def ends(function):
+    """Run `function` in a thread, and tell whether it ever returned."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return not thread.is_alive()

@@ -118,7 +118,15 @@ class LocalFileBackend(BaseStateBackend):
             raise self._error(f"its directory cannot be seen: {_say(error, directory)}; name another path") from None
         if not there:
             raise self._error(f"the directory {directory} does not exist; create it, or name another path")
-        if os.path.isdir(self.file_path):
+        try:
+            is_directory = stat.S_ISDIR(os.stat(self.file_path).st_mode)
+        except UnicodeEncodeError:
+            raise self._error("no file can have this name; name another path") from None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise self._error(f"{error.strerror}; name another path") from None
+            return
+        if is_directory:
             raise self._error("it is a directory; name a file in it")
 
     def after_fork(self) -> None:

@@ -97,23 +97,19 @@ class Worker(Protocol):
     """What a worker has locked: that it is there and, while a request is in flight, its slot."""
 
     def take(self) -> bool:
-        """Lock the slot.
+        """Lock the slot, and look then whether anybody else can see that.
 
         Returns:
-            `False` while a hold keeps all requests out.
+            `False` while a hold keeps all requests out, be it one that began before its file was taken away.
 
         Raises:
-            FileNotFoundError: Its file does not stand any more.
+            FileNotFoundError: Its file is no longer where the others look.
             OSError: The system refuses locks.
         """
         ...
 
     def free(self) -> None:
         """Unlock the slot."""
-        ...
-
-    def stands(self) -> bool:
-        """Tell whether its file is still where the others look; until the last hold that knows it has ended."""
         ...
 
     def leave(self) -> None:
@@ -143,23 +139,21 @@ class RangeWorker:
 
     def take(self) -> bool:
         """Lock the slot."""
-        deleted = os.fstat(self._descriptor).st_nlink == 0
-        if (deleted or time.monotonic() >= self._sure_until) and not self.stands():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._path)
         try:
             fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, self._locked)
         except BlockingIOError:
             return False
+        if os.fstat(self._descriptor).st_nlink == 0 or not (time.monotonic() < self._sure_until or self._stands()):
+            raise gone(self._path)
         return True
 
     def free(self) -> None:
         """Unlock the slot."""
         fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, self._unlocked)
 
-    def stands(self) -> bool:
-        """Tell whether the gate is still there, or at least a hold that began before it was taken away."""
+    def _stands(self) -> bool:
         self._sure_until = time.monotonic() + SURE_FOR
-        return stands_at(self._path, self._descriptor) or _is_range_locked(self._descriptor, _HOLDS, _HOLDS_SIZE)
+        return stands_at(self._path, self._descriptor)
 
     def leave(self) -> None:
         """Let go of everything."""
@@ -379,8 +373,13 @@ def stands_at(path: str, descriptor: int) -> bool:
     """Tell whether an open file is the one at `path`."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def gone(path: str) -> FileNotFoundError:
+    """Give the error for a file that is no longer at `path`."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 @contextmanager

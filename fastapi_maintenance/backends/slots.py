@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from fastapi_maintenance.inflight import Worker as WorkerStatus
 from fastapi_maintenance.tasks import in_thread
 
 logger = logging.getLogger("fastapi_maintenance")
+
+_TRIES = 2
+"""How often a slot is tried when its gate is taken away meanwhile."""
 
 ATTACH_AGAIN = 1.0
 """Seconds before a worker that could not attach tries again."""
@@ -62,30 +66,20 @@ class MachineInFlight(InFlight):
 
     def enter(self, request: object) -> bool:
         """Count a request in; the first one takes the slot."""
-        turn = self._turn
-        # Not `with`, which takes longer, and each request comes here.
-        turn.acquire()
-        try:
+        with self._turn:
             # First: the garbage collector may end a forgotten request in here, and that must not free the slot.
             self._running.add(request)
-            if not self._has_slot:
-                try:
-                    self._has_slot = self._worker is not None and self._worker.take()
-                except OSError:
-                    self._has_slot = False
-            # Whatever else came of it is looked at again, with care.
-            if self._has_slot or self._take_slot():
-                return True
-            self._running.discard(request)
-            return False
-        finally:
-            turn.release()
+            counted = False
+            try:
+                counted = self._has_slot or self._take_slot()
+            finally:
+                if not counted:
+                    self._running.discard(request)
+            return counted
 
     def leave(self, request: object) -> None:
         """Count a request out; the last one frees the slot."""
-        turn = self._turn
-        turn.acquire()
-        try:
+        with self._turn:
             self._running.discard(request)
             if not self._running and self._has_slot and (worker := self._worker) is not None:
                 self._has_slot = False
@@ -93,25 +87,24 @@ class MachineInFlight(InFlight):
                     worker.free()
                 except OSError as error:
                     self._cannot_lock(worker, error)
-        finally:
-            turn.release()
 
     def _take_slot(self) -> bool:
-        worker = self._worker
-        if worker is None or not worker.stands():
-            worker = self._attach()
-        if worker is None:
-            # Without a gate that can be locked nobody drains this worker, as it has told; it serves all the same.
-            return True
-        try:
-            self._has_slot = worker.take()
-        except FileNotFoundError:
-            # Deleted this moment; the next request makes it anew.
-            return True
-        except OSError as error:
-            self._cannot_lock(worker, error)
-            return True
-        return self._has_slot
+        """Lock the slot, or be nobody who is waited for; `False` while a hold keeps all requests out."""
+        for _ in range(_TRIES):
+            worker = self._worker or self._attach()
+            if worker is None:
+                break
+            try:
+                self._has_slot = worker.take()
+            except FileNotFoundError:
+                self._let_go(worker)
+            except OSError as error:
+                self._cannot_lock(worker, error)
+                break
+            else:
+                return self._has_slot
+        # Without a gate that can be locked nobody drains this worker, as it has told; it serves all the same.
+        return True
 
     def _cannot_lock(self, worker: Worker, error: OSError) -> None:
         """Be no worker for a while, rather than one that seems to be idle."""
@@ -136,22 +129,22 @@ class MachineInFlight(InFlight):
         with self._turn:
             worker = self._worker
             if worker is not None and not self._running:
-                self._work_as(None)
-                worker.leave()
+                self._let_go(worker)
 
     def _attach(self) -> Worker | None:
-        """Give locks to this worker, which has none or whose gate has been deleted; `None` if it cannot have any."""
-        worker = self._worker
+        """Give locks to this worker, which has none; `None` if it cannot have any."""
         if self._gate is None or time.monotonic() < self._try_again_at:
             return None
-        if worker is not None:
-            worker.leave()
-        self._work_as(None)
         try:
             self._work_as(self._gate.attach())
         except OSError as error:
             self._cannot_attach(error)
         return self._worker
+
+    def _let_go(self, worker: Worker) -> None:
+        self._work_as(None)
+        with suppress(OSError):
+            worker.leave()
 
     def _work_as(self, worker: Worker | None) -> None:
         """Have these locks from now on; they are let go of with this object, where nobody says goodbye."""

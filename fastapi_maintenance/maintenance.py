@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import cache, cached_property
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
@@ -467,10 +467,15 @@ class MaintenanceRoute(GatedRoute):
 
     def plain_gate(self, scope: Scope) -> Gate | None:
         """Give the default object's gate, where no other can be meant."""
-        app, maintenance = scope.get("app"), _Default.maintenance
-        if maintenance is None or NOTES in scope or not isinstance(app, FastAPI):
+        maintenance = _Default.maintenance
+        if maintenance is None or NOTES in scope:
             return None
-        asked = app.dependency_overrides or getattr(app.router, "dependencies", True)
+        try:
+            app = scope["app"]
+            asked = app.dependency_overrides or app.router.dependencies
+        except (KeyError, AttributeError):
+            # Without an application, or in one that is not FastAPI's.
+            return None
         return None if asked else maintenance.gate
 
     async def gate(self, scope: Scope) -> Gate:

@@ -88,23 +88,23 @@ class MachineInFlight(InFlight):
                 except OSError as error:
                     self._cannot_lock(worker, error)
 
-    def _take_slot(self) -> bool:
-        """Lock the slot, or be nobody who is waited for; `False` while a hold keeps all requests out."""
-        for _ in range(_TRIES):
-            worker = self._worker or self._attach()
-            if worker is None:
-                break
-            try:
-                self._has_slot = worker.take()
-            except FileNotFoundError:
-                self._let_go(worker)
-            except OSError as error:
-                self._cannot_lock(worker, error)
-                break
-            else:
-                return self._has_slot
-        # Without a gate that can be locked nobody drains this worker, as it has told; it serves all the same.
-        return True
+    def _take_slot(self, tries: int = _TRIES) -> bool:
+        """Lock the slot; `False` while a hold keeps all requests out.
+
+        Without a gate that can be locked nobody drains this worker, as it has told; it serves all the same.
+        """
+        worker = (self._worker or self._attach()) if tries else None
+        if worker is None:
+            return True
+        try:
+            self._has_slot = worker.take()
+        except FileNotFoundError:
+            self._let_go(worker)
+            return self._take_slot(tries - 1)
+        except OSError as error:
+            self._cannot_lock(worker, error)
+            return True
+        return self._has_slot
 
     def _cannot_lock(self, worker: Worker, error: OSError) -> None:
         """Be no worker for a while, rather than one that seems to be idle."""

@@ -191,9 +191,7 @@ class Gate:
 
     # Requests
 
-    def admit_if_open(  # noqa: C901 - each request comes here, and a call takes as long as what it does
-        self, scope: Scope, endpoint: object = None
-    ) -> Passage | None:
+    def admit_if_open(self, scope: Scope, endpoint: object = None) -> Passage | None:
         """Let a request that no mark is for through and count it, if it is open and was when last seen; never waits.
 
         Args:
@@ -219,17 +217,15 @@ class Gate:
             if not in_flight.enter(passage):
                 passage.counted = None
             elif snapshot.glance() is state and (reading is None or reading.means(time.time())):
+                passage.verdict = _ADMITTED
                 if self._enabled is None:
                     # `note`, whatever is asked, without its call.
-                    passage.verdict = _ADMITTED
                     if NOTES in scope:
                         passage.before = next(noted(scope), None)
                     scope[NOTES] = passage
                 return passage
             elif self._is_open_to(scope):
-                # What stands in here for switch and windows says nothing to another gate.
-                if self._enabled is None:
-                    passage.note(scope, _ADMITTED, whatever=self._reading.mode is None)
+                self._note_open(passage, scope)
                 return passage
         except Exception:  # noqa: BLE001, S110 - whatever a user's backend raises: `check` asks again, and tells of it
             pass
@@ -242,11 +238,11 @@ class Gate:
     def _noted(self, scope: Scope) -> Verdict | None:
         """Give why a gate of the object has let this request through, `None` where none has.
 
-        That it was open says nothing to a gate for which something else stands in for switch and windows.
+        That it was open says nothing to a gate that is switched on by itself.
         """
-        owner, heard = self.owner, self._enabled is None
+        owner, closed = self.owner, self._enabled is True
         known = (p.verdict for p in noted(scope) if p.owner is owner and p.is_for(scope))
-        return next((verdict for verdict in known if heard or verdict is not _ADMITTED), None)
+        return next((verdict for verdict in known if not (closed and verdict is _ADMITTED)), None)
 
     def refuse_again(
         self, scope: Scope, endpoint: object, *, excused: bool = False, applied: bool | None = None
@@ -314,13 +310,14 @@ class Gate:
         if asks and (exempt or await self._exemptions.cover(scope, docs)):
             verdict = Verdict.EXEMPT
         if verdict not in _REFUSED:
-            # What stands in here for switch and windows says nothing to another gate.
-            if verdict is not _ADMITTED or self._enabled is None:
-                if passage is None:
-                    # Nobody can tell of its end, so it is not the current one.
-                    passage = Passage(self.owner, scope)
-                    passage.leave()
-                passage.note(scope, verdict, whatever=verdict is _ADMITTED and self._reading.mode is None)
+            if passage is None:
+                # Nobody can tell of its end, so it is not the current one.
+                passage = Passage(self.owner, scope)
+                passage.leave()
+            if verdict is _ADMITTED:
+                self._note_open(passage, scope)
+            else:
+                passage.note(scope, verdict)
             return None
         # Without the workers of a drain: a request never waits for their locks.
         status = self._told(state)
@@ -353,15 +350,22 @@ class Gate:
         in_flight.leave(passage)
         return False
 
+    def _note_open(self, passage: Passage, scope: Scope) -> None:
+        if self._enabled is None:
+            passage.note(scope, _ADMITTED, whatever=self._reading.mode is None)
+        else:
+            # What stands in here for switch and windows says nothing to another gate.
+            passage.verdict = _ADMITTED
+
     def _is_open_to(self, scope: Scope) -> bool:
         state = self._look()
         return state is not None and decide(None, self._mode(state), scope.get("method")) is _ADMITTED
 
     # Streams
 
-    def admitted(self, scope: Scope) -> bool:
+    def admitted(self, passage: Passage, scope: Scope) -> bool:
         """Tell whether a request was let through because it was open, not for its mark or an exemption."""
-        return self._noted(scope) is _ADMITTED
+        return (passage.verdict or self._noted(scope)) is _ADMITTED
 
     def is_closed_to(self, method: str | None) -> bool:
         """Tell, without waiting, whether it is closed for this method; exemptions are another question."""

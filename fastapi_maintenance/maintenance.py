@@ -468,7 +468,7 @@ class MaintenanceRoute(GatedRoute):
     def plain_gate(self, scope: Scope) -> Gate | None:
         """Give the default object's gate, where no other can be meant."""
         maintenance = _Default.maintenance
-        if maintenance is None or NOTES in scope:
+        if maintenance is None or NOTES in scope or type(self).gate is not MaintenanceRoute.gate:
             return None
         try:
             app = scope["app"]

@@ -93,13 +93,13 @@ class MaintenanceModeMiddleware:
         if passage is None:
             with Passage(gate.owner, scope) as passage:
                 if await self._lets_through(gate, passage, scope, receive, send):
-                    await self._run(gate, scope, receive, send)
+                    await self._run(gate, passage, scope, receive, send)
             return
         try:
             if self._streams is None:
                 await self.app(scope, receive, send)
             else:
-                await self._run(gate, scope, receive, send)
+                await self._run(gate, passage, scope, receive, send)
         finally:
             passage.leave()
 
@@ -128,9 +128,9 @@ class MaintenanceModeMiddleware:
         await self._refuse(refusal, scope, receive, send)
         return False
 
-    async def _run(self, gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run(self, gate: Gate, passage: Passage, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, and end its streams when the gate closes to what it was open to."""
-        if self._streams is not None and gate.admitted(scope):
+        if self._streams is not None and gate.admitted(passage, scope):
             # Routing writes into the scope, so the question is asked with what it was before.
             refused = partial(self._would_refuse, gate, copied(scope))
             await self._streams.run(self.app, scope, receive, send, gate, refused)

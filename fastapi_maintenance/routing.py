@@ -343,12 +343,6 @@ class GatedRoute(APIRoute):
         """Give the gate of the object that serves this request, where the class is bound to none."""
         raise NotImplementedError
 
-    def __init_subclass__(cls) -> None:
-        """Ask a `gate` of the subclass's own for each request."""
-        super().__init_subclass__()
-        if "gate" in vars(cls) and "plain_gate" not in vars(cls):
-            cls.plain_gate = GatedRoute.plain_gate  # type: ignore[method-assign]
-
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or run the operation."""
         if scope["method"] not in (self.methods or ()):

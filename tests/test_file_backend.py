@@ -76,18 +76,6 @@ def test_a_missing_directory_is_an_error_at_construction(tmp_path):
         LocalFileBackend(tmp_path / "no" / "state")
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("\ud800", "no file can have this name"), ("long" * 100, "File name too long"), ("\0", "has a NUL in its name")],
-    ids=["surrogate", "long", "NUL"],
-)
-@pytest.mark.parametrize("place", ["{}", "{}/state"], ids=["file", "directory"])
-def test_a_name_that_no_file_can_have_is_an_error_at_construction(tmp_path, name, said, place):
-    """The error says what is wrong with the path, and what to do."""
-    with pytest.raises(BackendError, match=f"({said}|does not exist).*name another path$"):
-        LocalFileBackend(tmp_path / place.format(name))
-
-
 def test_a_directory_is_an_error_at_construction(tmp_path):
     """A path that is a directory is no state file, and the error asks for one."""
     with pytest.raises(BackendError, match="it is a directory; name a file in it"):

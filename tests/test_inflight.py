@@ -133,21 +133,19 @@ def test_nobody_is_in_while_the_fleet_has_a_promise(path):
 class Meddled(set):
     """What is running, with something else that happens in the middle of a look at it, or of a change."""
 
-    def __init__(self, *, adding=None, looking=None):
+    def __init__(self, *, adding=lambda: None, looking=lambda: None):
         super().__init__()
         self.adding, self.looking = adding, looking
 
     def add(self, request):
         """Add a request, after something else has happened."""
-        if self.adding:
-            self.adding()
+        self.adding()
         super().add(request)
 
     def __bool__(self):
         """Tell whether there is any, before something else happens."""
         any_running = len(self) > 0
-        if self.looking:
-            self.looking()
+        self.looking()
         return any_running
 
 
@@ -174,7 +172,7 @@ def test_a_request_in_the_middle_of_a_goodbye_waits_until_the_fleet_knows_of_it_
     late = threading.Thread(target=lambda: let_in.append(in_flight.enter("late")))
 
     def look():
-        in_flight._running.looking = None
+        in_flight._running.looking = lambda: None
         late.start()
         # It has to wait for the goodbye; were it let in, that would take no time.
         late.join(0.2)

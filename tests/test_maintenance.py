@@ -639,17 +639,22 @@ def test_a_plain_router_in_place_of_the_applications_own():
     assert (open_, ask(app).status_code, TestClient(app).post("/x").status_code) == (200, 503, 405)
 
 
-def test_a_route_class_that_finds_its_gate_by_itself():
+@pytest.mark.parametrize("how", ["itself", "mixin", "later"])
+def test_a_route_class_that_finds_its_gate_by_itself(how):
     """A subclass of the unbound route class with a `gate` of its own is asked for it by each request."""
     configure_backend("memory")
     objects = {"open": made(), "closed": made("closed")}
 
-    class ByHeader(MaintenanceRoute):
+    class ByHeader:
         async def gate(self, scope):
             return objects[dict(scope["headers"])[b"which"].decode()].gate
 
+    bases = (ByHeader, MaintenanceRoute) if how == "mixin" else (MaintenanceRoute,)
+    route_class = type("Own", bases, {"gate": ByHeader.gate} if how == "itself" else {})
+    if how == "later":
+        route_class.gate = ByHeader.gate
     app = FastAPI()
-    app.router.route_class = ByHeader
+    app.router.route_class = route_class
     app.get("/x")(lambda: 1)
     client = TestClient(app)
     assert [client.get("/x", headers={"which": name}).status_code for name in objects] == [200, 503]
@@ -667,6 +672,17 @@ def test_a_middleware_that_is_switched_on_refuses_whom_another_gate_let_in(outsi
     if outside == "closed":
         run(maintenance.enable)
     assert [ask(app).status_code for _ in range(2)] == [503, 503]
+
+
+def test_a_middleware_that_is_switched_off_counts_nobody_again():
+    """Behind another gate of the same object, one with `enable_maintenance=False` takes over what that has decided."""
+    maintenance, counted, app = get_maintenance(), [], FastAPI()
+    maintenance.use_backend(MemoryBackend())
+    app.add_api_route("/x", lambda: counted.append(len(maintenance.snapshot.in_flight._running)))
+    app.add_middleware(MaintenanceModeMiddleware, enable_maintenance=False)
+    app.add_middleware(MaintenanceModeMiddleware)
+    assert [ask(app).status_code for _ in range(2)] == [200, 200]
+    assert counted == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,22 @@ def test_a_worker_of_the_flock_variant_finds_that_a_file_was_moved_away(path, mo
     assert not FlockGate(str(path)).hold(ID).exclude()
 
 
+def test_two_objects_of_one_process_find_their_places_again(kind, path):
+    """After somebody has deleted the gate each attaches anew once, and none takes the other's place away."""
+    both = [LocalFileBackend(path).in_flight for _ in range(2)]
+    for in_flight in both:
+        in_flight.join()
+    for file in path.parent.glob("state.gate*"):
+        file.unlink()
+    counts = []
+    for _ in range(3):
+        for in_flight in both:
+            assert in_flight.enter(1)
+            in_flight.leave(1)
+        counts.append(len(seen(kind(str(path)))))
+    assert counts == [2, 2, 2]
+
+
 @pytest.mark.parametrize("kept", ["a file in its place", "no locks"])
 def test_a_gate_that_cannot_be_looked_for_refuses_nobody(kind, path, monkeypatch, kept, caplog):
     """Whatever the system says of a gate that was taken away, requests are served and counted out again."""

@@ -24,6 +24,7 @@ from fastapi_maintenance import (
     MaintenanceModeMiddleware,
     MaintenanceSettings,
     force_maintenance_mode_off,
+    get_maintenance,
     get_maintenance_mode,
     streams,
 )
@@ -437,6 +438,23 @@ async def test_below_a_mount():
         await until(lambda: all(other.over for other in others))
         assert [other.last for other in others] == [other.end for other in others]
         assert await is_served(kept)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("around", [False, True], ids=["alone", "behind another gate"])
+async def test_a_hold_ends_the_streams_of_a_middleware_that_is_switched_off(around):
+    """`enable_maintenance=False` stands in for switch and windows only, for streams as for requests."""
+    maintenance = get_maintenance()
+    maintenance.use_backend(MemoryBackend())
+    outer = FastAPI()
+    outer.mount("/sub", Service(None).app)
+    outer.add_middleware(MaintenanceModeMiddleware, enable_maintenance=False, close_streams_after=0)
+    if around:
+        outer.add_middleware(MaintenanceModeMiddleware)
+    for _ in range(2):
+        async with opened(outer, "/sub/ws", "/sub/events") as both, maintenance.on():
+            await until(lambda: all(each.over for each in both))
+            assert [each.last for each in both] == [each.end for each in both]
 
 
 @pytest.mark.anyio

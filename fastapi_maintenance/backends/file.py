@@ -108,11 +108,15 @@ class LocalFileBackend(BaseStateBackend):
 
     def _check_place(self) -> None:
         directory = os.path.dirname(self.file_path)
-        if "\0" in self.file_path:
-            raise self._error("no file has a NUL in its name; name another path")
+        try:
+            possible = b"\0" not in os.fsencode(self.file_path)
+        except UnicodeEncodeError:
+            possible = False
+        if not possible:
+            raise self._error("no file can have this name; name another path")
         try:
             there = stat.S_ISDIR(os.stat(directory).st_mode)
-        except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
+        except (FileNotFoundError, NotADirectoryError):
             there = False
         except OSError as error:
             raise self._error(f"its directory cannot be seen: {_say(error, directory)}; name another path") from None
@@ -120,8 +124,6 @@ class LocalFileBackend(BaseStateBackend):
             raise self._error(f"the directory {directory} does not exist; create it, or name another path")
         try:
             is_directory = stat.S_ISDIR(os.stat(self.file_path).st_mode)
-        except UnicodeEncodeError:
-            raise self._error("no file can have this name; name another path") from None
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise self._error(f"{error.strerror}; name another path") from None
@@ -436,7 +438,8 @@ class LocalFileBackend(BaseStateBackend):
         return self._error(f"cannot be written: {_say(error, directory)}")
 
     def _error(self, reason: str) -> BackendError:
-        return BackendError(f"state file {self.file_path}", reason)
+        # A name that is no text cannot be printed.
+        return BackendError(f"state file {self.file_path.encode(errors='backslashreplace').decode()}", reason)
 
 
 def _at_least(state: MaintenanceState, revision: int) -> MaintenanceState:

@@ -100,7 +100,9 @@ class FlockWorker:
     def leave(self) -> None:
         """Let go of everything."""
         with contextlib.suppress(OSError):
-            os.unlink(self._path)
+            # Where it was taken away, another worker may have made it anew.
+            if stands_at(self._path, self._descriptor):
+                os.unlink(self._path)
         try:
             for descriptor in (self._descriptor, self._slots):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -259,3 +259,21 @@ async def test_an_operation_that_is_forced_on_lets_no_other_refusal_be_made_anew
     for path in ("/x", "/on", "/x"):
         assert (await ask(app, "POST", path, (), (), None))[0]["status"] == 503
     assert given_again[-1] is not None
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("planned", [True, False], ids=["a window", "until"])
+async def test_an_open_gate_goes_by_the_clock(gate, planned, clock):
+    """Asked again and again, it closes and opens at the instant that the state names, and follows a clock set back."""
+    maintenance = Maintenance(backend=MemoryBackend())
+    app, answers = behind(gate, maintenance), []
+    start, end = clock.after(60), clock.after(120)
+    if planned:
+        await maintenance.schedule(start, end)
+    else:
+        await maintenance.enable(until=end)
+    for seconds in (0, 59, 60, 119, 120, 3600, 61, 0):
+        clock.now = NOON + timedelta(seconds=seconds)
+        answers += [(await ask(app, "GET", "/x", (), (), None))[0]["status"] for _ in range(3)]
+    before = 200 if planned else 503
+    assert answers[::3] == answers[1::3] == answers[2::3] == [before, before, 503, 503, 200, 200, 503, before]

@@ -275,20 +275,19 @@ def test_a_worker_of_the_flock_variant_finds_that_a_file_was_moved_away(path, mo
     assert not FlockGate(str(path)).hold(ID).exclude()
 
 
-def test_two_objects_of_one_process_find_their_places_again(kind, path):
+def test_two_objects_of_one_process_find_their_places_again(kind, path, monkeypatch):
     """After somebody has deleted the gate each attaches anew once, and none takes the other's place away."""
-    both = [LocalFileBackend(path).in_flight for _ in range(2)]
+    both, attach, attached = [LocalFileBackend(path).in_flight for _ in range(2)], kind.attach, []
+    monkeypatch.setattr(kind, "attach", lambda gate: attached.append(attach(gate)) or attached[-1])
     for in_flight in both:
         in_flight.join()
     for file in path.parent.glob("state.gate*"):
         file.unlink()
-    counts = []
     for _ in range(3):
-        for in_flight in both:
+        for in_flight in reversed(both):
             assert in_flight.enter(1)
             in_flight.leave(1)
-        counts.append(len(seen(kind(str(path)))))
-    assert counts == [2, 2, 2]
+    assert (len(attached), len(seen(kind(str(path))))) == (4, 2)
 
 
 @pytest.mark.parametrize("kept", ["a file in its place", "no locks"])

@@ -219,7 +219,7 @@ class Gate:
             elif snapshot.glance() is state and (reading is None or reading.means(time.time())):
                 passage.verdict = _ADMITTED
                 if self._enabled is None:
-                    # `note`, whatever is asked, without its call.
+                    # As `note` does it with `whatever`, but each request comes here, and a call costs as much.
                     if NOTES in scope:
                         passage.before = next(noted(scope), None)
                     scope[NOTES] = passage

@@ -465,25 +465,22 @@ class MaintenanceRoute(GatedRoute):
         if self.bound is None and _Default.maintenance is None:
             _check_environment()
 
-    def plain_gate(self, scope: Scope) -> Gate | None:
-        """Give the default object's gate, where no other can be meant."""
-        maintenance = _Default.maintenance
-        if maintenance is None or NOTES in scope or type(self).gate is not MaintenanceRoute.gate:
-            return None
-        try:
-            app = scope["app"]
-            asked = app.dependency_overrides or app.router.dependencies
-        except (KeyError, AttributeError):
-            # Without an application, or in one that is not FastAPI's.
-            return None
-        return None if asked else maintenance.gate
-
-    async def gate(self, scope: Scope) -> Gate:
-        """Give the gate of the object that serves this request."""
+    def gate(self, scope: Scope) -> Gate | Awaitable[Gate]:
+        """Give the gate of the object that serves this request; an override may take its time."""
         app = scope.get("app")
-        given = await overridden(app) if get_maintenance in getattr(app, "dependency_overrides", ()) else None
-        passed = _passed(scope) if NOTES in scope else None
-        return (given or passed or _guarding(app) or get_maintenance()).gate
+        if get_maintenance in getattr(app, "dependency_overrides", ()):
+            return _overriding_gate(app, scope)
+        return _unbound_gate(app, scope)
+
+
+def _unbound_gate(app: Any, scope: Scope) -> Gate:
+    passed = _passed(scope) if NOTES in scope else None
+    return (passed or _guarding(app) or get_maintenance()).gate
+
+
+async def _overriding_gate(app: Any, scope: Scope) -> Gate:
+    given = await overridden(app)
+    return _unbound_gate(app, scope) if given is None else given.gate
 
 
 @cache

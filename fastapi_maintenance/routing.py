@@ -4,7 +4,7 @@ The only module that reads private names of FastAPI, each with a default, in `_m
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import fastapi.routing
@@ -335,12 +335,8 @@ class GatedRoute(APIRoute):
         ours = told is not None and told in (refusal_response(), refusal_response(always=True))
         self._responses = {k: v for k, v in responses.items() if v is not told} if ours else responses
 
-    def plain_gate(self, scope: Scope) -> Gate | None:  # noqa: ARG002 - those that can tell need it
-        """Give what `gate` would, where that can be told at once; else `None`."""
-        return None
-
-    async def gate(self, scope: Scope) -> Gate:
-        """Give the gate of the object that serves this request, where the class is bound to none."""
+    def gate(self, scope: Scope) -> Gate | Awaitable[Gate]:
+        """Give the gate of the object that serves this request, where the class is bound to none; may be `async`."""
         raise NotImplementedError
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -348,7 +344,10 @@ class GatedRoute(APIRoute):
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
-        gate = self.bound or self.plain_gate(scope) or await self.gate(scope)
+        gate = self.bound
+        if gate is None:
+            found = self.gate(scope)
+            gate = found if isinstance(found, Gate) else await found
         passage = gate.admit_if_open(scope, self.endpoint)
         if passage is not None:
             try:

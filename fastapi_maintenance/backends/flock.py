@@ -9,19 +9,17 @@ import os
 import re
 import secrets
 import sys
-import time
 from collections.abc import Iterable
 from hashlib import sha256
 
-from fastapi_maintenance.backends import locks
 from fastapi_maintenance.backends.locks import (
     PIDS,
     Attached,
     Gate,
     Hold,
+    Place,
     Worker,
     fcntl,
-    gone,
     open_or_create,
     reading,
     stands_at,
@@ -69,33 +67,26 @@ class FlockHold(Hold):
 class FlockWorker:
     """A worker's own file, locked, and the file that all requests lock; the first byte of its own tells "busy"."""
 
-    def __init__(self, descriptor: int, path: str, slots_path: str) -> None:
+    def __init__(self, descriptor: int, path: str, slots: int, slots_path: str) -> None:
         self._descriptor = descriptor
         self._path = path
-        self._slots_path = slots_path
-        self._slots = open_or_create(slots_path)
-        self._sure_until = 0.0
+        self._slots = slots
+        self._places = Place(path, descriptor), Place(slots_path, slots)
 
     def take(self) -> bool:
         """Lock the slot."""
         if not _flock(self._slots, fcntl.LOCK_SH):
             return False
+        for place in self._places:
+            if not place.stands():
+                raise FileNotFoundError(place.path)
         os.pwrite(self._descriptor, _BUSY, 0)
-        if not self._stands():
-            raise gone(self._slots_path)
         return True
 
     def free(self) -> None:
         """Unlock the slot."""
         fcntl.flock(self._slots, fcntl.LOCK_UN)
         os.pwrite(self._descriptor, _IDLE, 0)
-
-    def _stands(self) -> bool:
-        files = {self._slots_path: self._slots, self._path: self._descriptor}
-        if time.monotonic() < self._sure_until:
-            return all(os.fstat(descriptor).st_nlink > 0 for descriptor in files.values())
-        self._sure_until = time.monotonic() + locks.SURE_FOR
-        return all(stands_at(path, descriptor) for path, descriptor in files.items())
 
     def leave(self) -> None:
         """Let go of everything."""
@@ -145,7 +136,7 @@ class FlockGate(Gate):
             descriptor = open_or_create(path)
             try:
                 if _flock(descriptor, fcntl.LOCK_EX) and stands_at(path, descriptor):
-                    return FlockWorker(descriptor, path, self._slots_path)
+                    return FlockWorker(descriptor, path, open_or_create(self._slots_path), self._slots_path)
             except OSError:
                 os.close(descriptor)
                 raise

@@ -6,7 +6,6 @@ file description never conflict with each other. `flock.py` does the same for sy
 """
 
 import contextlib
-import errno
 import os
 import secrets
 import struct
@@ -121,6 +120,28 @@ class Worker(Protocol):
         ...
 
 
+class Place:
+    """Where others look for a file that this process has open.
+
+    Args:
+        path: The place.
+        descriptor: The file.
+    """
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._sure_until = 0.0
+
+    def stands(self) -> bool:
+        """Tell whether the file is still there: not deleted, and every `SURE_FOR` seconds whether not moved away."""
+        now = time.monotonic()
+        if now < self._sure_until:
+            return os.fstat(self._descriptor).st_nlink > 0
+        self._sure_until = now + SURE_FOR
+        return stands_at(self.path, self._descriptor)
+
+
 class RangeWorker:
     """A worker's byte among the attached ones, and the same one among the slots.
 
@@ -132,10 +153,9 @@ class RangeWorker:
 
     def __init__(self, descriptor: int, path: str, byte: int) -> None:
         self._descriptor = descriptor
-        self._path = path
+        self._place = Place(path, descriptor)
         self._locked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _SLOTS + byte, 1, 0)
         self._unlocked = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, _SLOTS + byte, 1, 0)
-        self._sure_until = 0.0
 
     def take(self) -> bool:
         """Lock the slot."""
@@ -143,17 +163,13 @@ class RangeWorker:
             fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, self._locked)
         except BlockingIOError:
             return False
-        if os.fstat(self._descriptor).st_nlink == 0 or not (time.monotonic() < self._sure_until or self._stands()):
-            raise gone(self._path)
+        if not self._place.stands():
+            raise FileNotFoundError(self._place.path)
         return True
 
     def free(self) -> None:
         """Unlock the slot."""
         fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, self._unlocked)
-
-    def _stands(self) -> bool:
-        self._sure_until = time.monotonic() + SURE_FOR
-        return stands_at(self._path, self._descriptor)
 
     def leave(self) -> None:
         """Let go of everything."""
@@ -375,11 +391,6 @@ def stands_at(path: str, descriptor: int) -> bool:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def gone(path: str) -> FileNotFoundError:
-    """Give the error for a file that is no longer at `path`."""
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ class FleetInFlight(InFlight):
             self._fleet.hurry()
 
     def _bars(self) -> bool:
+        """Tell whether a request must stay outside, and whether the next one has to ask again."""
         with self._turn:
             self._may_bar = not self._arrived.is_set() or not self._bar_ended()
             return self._may_bar

@@ -81,7 +81,7 @@ class FlagStore:
             raise BackendError(
                 repr(self),
                 "it stores only true or false: no message, times, mode or windows. "
-                "Leave them out, or use a backend that stores the document (file, memory)",
+                "Leave them out, or use a backend that stores the document (file, Redis, memory)",
             )
         await self.flag.set_value(state.switch is not None)
         self._state = state
@@ -128,7 +128,7 @@ class Snapshot:
 
     @property
     def stale(self) -> float | None:
-        """For how many seconds the backend could not be asked, `None` when it can."""
+        """Seconds since it was first found that the backend cannot be asked, `None` when it can."""
         return None if self._failing_since is None else time.monotonic() - self._failing_since
 
     @property

@@ -204,7 +204,7 @@ class MaintenanceStatus:
         next_window: The next window that has not begun.
         holds: The holds that keep it closed.
         revision: The state's revision.
-        stale: For how many seconds the backend could not be asked, `None` when it can.
+        stale: Seconds since it was first found that the backend cannot be asked, `None` when it can.
         busy: How many workers still run an admitted request while a hold drains (`closing`), else `None`.
         workers: How many workers there are while a hold drains, else `None`.
     """

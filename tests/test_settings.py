@@ -466,8 +466,9 @@ def test_a_file_in_a_missing_directory_is_an_error(tmp_path):
         (f"/{'a' * 300}/m", "cannot be seen: File name too long .user "),
         (f"/{'a' * 300}", "File name too long; name another path$"),
         *((path, "no file can have this name") for path in ("/nul\0/m", "/nul\0", "/\ud800/m", "/\ud800")),
+        (b"/no\xff/m", r"the directory /no\\udcff does not exist"),
     ],
-    ids=["long directory", "long", "NUL in the directory", "NUL", "surrogate in the directory", "surrogate"],
+    ids=["long directory", "long", "NUL in the directory", "NUL", "surrogate in the directory", "surrogate", "no text"],
 )
 def test_a_path_that_no_file_can_have_is_an_error(path, reason):
     """A path that the system cannot look at, or that has no name it knows, is a `BackendError` that can be printed."""

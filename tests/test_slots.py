@@ -368,6 +368,19 @@ def test_a_worker_that_cannot_attach_serves_and_says_so_once(path, monkeypatch, 
     in_flight.part()
 
 
+def test_a_name_that_is_no_text_can_be_told(path, monkeypatch, caplog):
+    """A state file may have a name that is no text; what is said of it can be printed all the same."""
+    monkeypatch.setattr(Gate, "attach", fail)
+    monkeypatch.setattr(Gate, "excludes", fail)
+    backend = LocalFileBackend(os.fsencode(path) + b"\xff")
+    assert backend.in_flight.enter(1)
+    backend.in_flight.leave(1)
+    with pytest.raises(DrainUnsupported) as caught:
+        anyio.run(Maintenance(backend=backend).on(drain=0, min_workers=0).__aenter__)
+    assert r"state\udcff" in caplog.text.encode().decode()
+    assert r"state\udcff" in str(caught.value).encode().decode()
+
+
 def test_a_worker_that_cannot_attach_does_not_try_at_each_request(path, monkeypatch):
     """After a failure it waits a while before it tries again."""
     tries = []

@@ -100,7 +100,7 @@ class LocalFileBackend(BaseStateBackend):
         self._lock = threading.Lock()
         self._gate = gate_beside(self.file_path)
         self._held: dict[str, HoldLock] = {}
-        self.in_flight = MachineInFlight(self._gate, self._held, f"state file {self.file_path}")
+        self.in_flight = MachineInFlight(self._gate, self._held, self._name)
         self._unlisted: Hold | None = None
         self._living: tuple[MaintenanceState, float, MaintenanceState] | None = None
         self._check_place()
@@ -437,9 +437,17 @@ class LocalFileBackend(BaseStateBackend):
             return self._error(f"its gate cannot be written: {_say(error, gate)}")
         return self._error(f"cannot be written: {_say(error, directory)}")
 
+    @property
+    def _name(self) -> str:
+        return _printable(f"state file {self.file_path}")
+
     def _error(self, reason: str) -> BackendError:
-        # A name that is no text cannot be printed.
-        return BackendError(f"state file {self.file_path.encode(errors='backslashreplace').decode()}", reason)
+        return BackendError(self._name, _printable(reason))
+
+
+def _printable(text: str) -> str:
+    """Give text with what is no text, as the name of a file may hold, written out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _at_least(state: MaintenanceState, revision: int) -> MaintenanceState:

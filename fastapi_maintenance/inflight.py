@@ -183,14 +183,14 @@ class Passage:
         token: Knows the passage around this one, `None` when this one is over.
     """
 
-    # Each request makes one, so: no slots, without which Python is faster, and what is set later stands here.
-    verdict: Any = None
+    # Each request makes one, so: no slots, without which Python is faster, and what most never set stands here.
     before: "Passage | None" = None
     only_for: tuple[str | None, str | None] | None = None
 
     def __init__(self, owner: Any, scope: Scope, counted: InFlight | None = None) -> None:
         self.owner = owner
         self.counted = counted
+        self.verdict: Any = None
         self._scope: Scope | None = scope
         self.token: Token[Passage | None] | None = _current.set(self)
 

@@ -235,7 +235,7 @@ class Maintenance:
         """
         if bound is None and get_maintenance in getattr(app, "dependency_overrides", {}):
             return True
-        return (bound or guarding or _Default.maintenance) is self
+        return (bound or guarding or _default.maintenance) is self
 
     def _guards(self, dependant: Any) -> bool:
         return dependant is not None and any(
@@ -462,12 +462,18 @@ class MaintenanceRoute(GatedRoute):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.bound is None and _Default.maintenance is None:
+        if self.bound is None and _default.maintenance is None:
             _check_environment()
 
     def gate(self, scope: Scope) -> Gate | Awaitable[Gate]:
         """Give the gate of the object that serves this request; an override may take its time."""
-        app = scope.get("app")
+        app: Any = scope.get("app")
+        try:
+            plain = not (app.dependency_overrides or app.router.dependencies or NOTES in scope)
+        except AttributeError:  # no FastAPI application is around
+            plain = False
+        if plain:
+            return get_maintenance().gate
         if get_maintenance in getattr(app, "dependency_overrides", ()):
             return _overriding_gate(app, scope)
         return _unbound_gate(app, scope)
@@ -507,8 +513,12 @@ def _backend_of(settings: MaintenanceSettings, scope: str) -> object:
 class _Default:
     """What stands behind `get_maintenance()`."""
 
-    maintenance: Maintenance | None = None
-    lock = threading.RLock()
+    def __init__(self) -> None:
+        self.maintenance: Maintenance | None = None
+        self.lock = threading.RLock()
+
+
+_default = _Default()
 
 
 def get_maintenance() -> Maintenance:
@@ -518,21 +528,21 @@ def get_maintenance() -> Maintenance:
         ValueError: The environment is wrong.
         BackendError: The backend cannot be made.
     """
-    maintenance = _Default.maintenance
+    maintenance = _default.maintenance
     if maintenance is None:
-        with _Default.lock:
+        with _default.lock:
             # Somebody else may have made it while this one waited.
-            maintenance = _Default.maintenance = _Default.maintenance or Maintenance()
+            maintenance = _default.maintenance = _default.maintenance or Maintenance()
     return maintenance
 
 
 def set_default_backend(backend: object) -> None:
     """Make the default object keep its state in `backend`."""
-    with _Default.lock:
-        if _Default.maintenance is None:
-            _Default.maintenance = Maintenance(backend=backend)
+    with _default.lock:
+        if _default.maintenance is None:
+            _default.maintenance = Maintenance(backend=backend)
         else:
-            _Default.maintenance.use_backend(backend)
+            _default.maintenance.use_backend(backend)
 
 
 def current_maintenance() -> Maintenance:

@@ -7,7 +7,7 @@ import pytest
 
 from fastapi_maintenance.backends.flock import FlockGate
 from fastapi_maintenance.backends.locks import Gate
-from fastapi_maintenance.maintenance import _Default
+from fastapi_maintenance.maintenance import _default
 from fastapi_maintenance.settings import PREFIX, _Shared
 
 
@@ -30,7 +30,7 @@ def _clean_slate(monkeypatch):
     for name in list(os.environ):
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(_Default, "maintenance", None)
+    monkeypatch.setattr(_default, "maintenance", None)
     monkeypatch.setattr(_Shared, "backends", {})
 
 

@@ -155,7 +155,7 @@ async def test_a_hold(kind, by, on_failure, fails, decorated, lines, tmp_path):
 async def test_the_functional_setter(kind, given, lines, tmp_path, monkeypatch):
     """`set_maintenance_mode()` is one line, under the default object's scope or the name of the given backend."""
     maintenance = Maintenance(backend=KINDS[kind](tmp_path))
-    monkeypatch.setattr("fastapi_maintenance.maintenance._Default.maintenance", maintenance)
+    monkeypatch.setattr("fastapi_maintenance.maintenance._default.maintenance", maintenance)
     expected = []
     for value, what in [(True, "enabled"), (False, "disabled")]:
         await set_maintenance_mode(value, maintenance.backend if given else None)
@@ -171,7 +171,7 @@ async def test_the_functional_setter(kind, given, lines, tmp_path, monkeypatch):
 async def test_the_functional_hold(kind, given, decorated, lines, tmp_path, monkeypatch):
     """`maintenance_mode_on()` is one line as it begins and one as it ends, as a block and as a decorator."""
     maintenance = Maintenance(backend=KINDS[kind](tmp_path))
-    monkeypatch.setattr("fastapi_maintenance.maintenance._Default.maintenance", maintenance)
+    monkeypatch.setattr("fastapi_maintenance.maintenance._default.maintenance", maintenance)
     hold = maintenance_mode_on(maintenance.backend if given else None)
 
     async def body():

@@ -56,7 +56,7 @@ class EnvVarBackend(BaseStateBackend):
             stored: object = environ._data.get(self._key)  # noqa: SLF001
         except AttributeError:  # a plain dictionary in its place
             stored = environ.get(self.var_name)
-        if stored != self._raw:
+        if stored is not self._raw:
             self._read(stored)
         return self._state
 

@@ -125,21 +125,22 @@ class Run:
         self.say(report.text([head, *cells]))
 
     def _beside(self) -> None:
+        pythons = {OURS: sys.executable}
         with ExitStack() as stack:
-            workers = {OURS: stack.enter_context(worker(sys.executable))}
             if self.options.quick:
-                subjects, turns, rounds = beside.quick(), 1, 100
+                subjects, turns, rounds = beside.quick(), 3, 30
             else:
                 redis = stack.enter_context(redis_server()) if self.found["about"]["redis"] else None
                 if redis is None:
                     self.say("Redis is left out: no backend for it here, or no client, or no server.")
-                subjects, turns, rounds = beside.everything(redis), 3, 40
+                subjects, turns, rounds = beside.everything(redis), 8, 20
                 for name, python in self._peers():
-                    workers[name] = stack.enter_context(worker(python))
-                    self.found[name] = workers[name].ask("about")
+                    pythons[name] = python
+                    with worker(python) as peer:
+                        self.found[name] = peer.ask("about")
                     self.say(f"{name}: " + ", ".join(f"{k} {v}" for k, v in self.found[name]["versions"].items()))
             subjects = [subject for subject in subjects if subject.routes in self.options.routes]
-            self.rows = beside.measure(workers, subjects, turns, rounds, self.whisper)
+            self.rows = beside.measure(pythons, subjects, turns, rounds, self.whisper)
         self.found["beside"] = [row.to_dict() for row in self.rows]
         self.say(
             "In process: CPU time of a request; what it adds is paired with the bare application, round by round.\n"

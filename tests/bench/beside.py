@@ -1,17 +1,19 @@
 """In process: every gate and every peer beside the bare application."""
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import median
 from typing import Any
 
 import budgets
-from driver import Worker
-from figures import Cost, judge
+from driver import worker
+from figures import Cost, Turn, judge, quiet_of
 from subjects import BARE, GATES, OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
 
 Say = Callable[[str], None]
 MANY = 1000
+TURNS_OF_MANY = 3
+"""How often those are measured: to build one takes seconds, and what a gate adds is lost in its noise."""
 REFUSED_DESPITE_EXEMPTIONS = [
     Subject(OURS, gate, "memory", exempt=50, closed=True) for gate in ("middleware", "route class")
 ]
@@ -99,29 +101,41 @@ def counted() -> list[Subject]:
     return [*gates(), *closed, *REFUSED_DESPITE_EXEMPTIONS]
 
 
-def measure(workers: Mapping[str, Worker], subjects: list[Subject], turns: int, rounds: int, say: Say) -> list[Row]:
-    """Measure all subjects, the environments in turn, `turns` times `rounds` rounds."""
-    taken: dict[Subject, list[list[float]]] = {subject: [] for subject in subjects}
+def measure(pythons: Mapping[str, str], subjects: list[Subject], turns: int, rounds: int, say: Say) -> list[Row]:
+    """Measure all subjects `turns` times, in new processes each time; those with many routes less often.
+
+    Args:
+        pythons: The interpreter of each package's environment.
+        subjects: What is measured.
+        turns: How often, where there are not many routes.
+        rounds: How many rounds each time.
+        say: Told of progress.
+    """
+    taken: dict[Subject, list[Turn]] = {subject: [] for subject in subjects}
     wrong: dict[Subject, str | None] = {}
     for turn in range(turns):
-        for package, worker in workers.items():
-            for routes in sorted({(s.routes, s.included) for s in subjects}):
-                own = [s for s in subjects if _measured_by(s) == package and (s.routes, s.included) == routes]
-                # A request among many routes takes milliseconds, and wavers less.
-                count = rounds if routes[0] < MANY else max(1, rounds // 5)
-                for subject, result in zip(own, worker.ask("rounds", subjects=own, count=count), strict=True):
-                    taken[subject] += result["rounds"]
-                    wrong[subject] = result["wrong"]
+        now = [subject for subject in subjects if subject.routes < MANY or turn < TURNS_OF_MANY]
+        for package, python in pythons.items():
+            own = random.sample(chosen := [s for s in now if _measured_by(s) == package], len(chosen))
+            with worker(python, hashes=turn) as process:
+                results = process.ask("rounds", subjects=own, count=rounds)
+            for subject, result in zip(own, results, strict=True):
+                wrong[subject] = result["wrong"]
+                if not result["wrong"]:
+                    taken[subject].append(result["rounds"])
         say(f"  turn {turn + 1} of {turns}")
-    costs = {subject: Cost.of(taken[subject]) for subject in subjects if taken[subject]}
+    bare: dict[Subject, list[Turn]] = {}
+    for subject, rounds_of in taken.items():
+        bare.setdefault(subject.base, []).extend(rounds_of)
+    costs = {s: Cost.of(taken[s], quiet_of(bare[s.base])) for s in subjects if taken[s]}
     slower = slowness(costs)
     return [_row(subject, wrong[subject], costs, slower) for subject in subjects]
 
 
 def slowness(costs: Mapping[Subject, Cost]) -> float:
     """Give how many times slower this machine is than the one that the budgets are of; 1 where it was not measured."""
-    bare = [cost.quiet for subject, cost in costs.items() if subject.base == Subject()]
-    return median(bare) / budgets.BARE_REQUEST if bare else 1.0
+    bare = (cost.quiet for subject, cost in costs.items() if subject.base == Subject())
+    return next(bare, budgets.BARE_REQUEST) / budgets.BARE_REQUEST
 
 
 def _measured_by(subject: Subject) -> str:

@@ -54,16 +54,17 @@ class Worker:
     Args:
         python: The interpreter of its environment.
         before: What to put before the command: valgrind, say.
+        hashes: The seed of its hashes; of the same one all dictionaries are the same.
     """
 
-    def __init__(self, python: str, *before: str) -> None:
+    def __init__(self, python: str, *before: str, hashes: int = 0) -> None:
         # The folder of this file is where it finds its modules; the project's own folder would hide what is installed.
         self._process = subprocess.Popen(
             [*before, python, str(HERE / "worker.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=clean_environment(),
+            env=clean_environment(PYTHONHASHSEED=str(hashes)),
         )
 
     @property
@@ -101,9 +102,9 @@ class Worker:
 
 
 @contextmanager
-def worker(python: str, *before: str) -> Iterator[Worker]:
+def worker(python: str, *before: str, hashes: int = 0) -> Iterator[Worker]:
     """Give a worker that ends with the block."""
-    process = Worker(python, *before)
+    process = Worker(python, *before, hashes=hashes)
     try:
         yield process
     finally:
@@ -111,7 +112,7 @@ def worker(python: str, *before: str) -> Iterator[Worker]:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """Give the environment without settings of ours; hashes, and so dictionaries, are the same in each process."""
+    """Give the environment without settings of ours; unless told otherwise, all hashes are the same."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTAPI_MAINTENANCE_")}
     for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):
         kept.pop(name, None)

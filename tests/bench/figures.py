@@ -15,7 +15,7 @@ class Figure:
 
     Attributes:
         value: The median.
-        low: The lower end of its 95 % confidence interval.
+        low: The lower end of its 95 % confidence interval; of less than six values, the least of them.
         high: The upper end.
         spread: From the first quartile to the third.
     """
@@ -39,6 +39,15 @@ class Figure:
         return f"{self.value:.2f} ({self.low:.2f} … {self.high:.2f})"
 
 
+Turn = Sequence[Sequence[float]]
+"""Rounds in one process: the microseconds of a request, bare and of the subject on the wall, then both on the CPU."""
+
+
+def quiet_of(turns: Iterable[Turn]) -> float:
+    """Give the CPU time of a bare request while the machine was quiet: the tenth part of the rounds was faster."""
+    return percentile(sorted(bare for turn in turns for _, _, bare, _ in turn), 0.1)
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a subject costs beside its bare application, in microseconds a request.
@@ -47,7 +56,7 @@ class Cost:
     round by round, and the microseconds are that ratio of the bare application while the machine was quiet.
 
     Attributes:
-        quiet: The bare application while the machine was quiet: the tenth part of the rounds was faster.
+        quiet: The bare application while the machine was quiet.
         bare: The bare application on the wall.
         own: The subject on the wall.
         ratio: The subject over the bare one, by the CPU time of the process.
@@ -63,16 +72,25 @@ class Cost:
     waits: Figure
 
     @classmethod
-    def of(cls, rounds: Sequence[Sequence[float]]) -> "Cost":
-        """Compute it from rounds of (bare on the wall, subject on the wall, bare on the CPU, subject on the CPU)."""
-        quiet = percentile(sorted(bare for _, _, bare, _ in rounds), 0.1)
+    def of(cls, turns: Sequence[Turn], quiet: float) -> "Cost":
+        """Compute it.
+
+        Each turn is a process, and where things lie in its memory makes one faster than another: so it is the turns
+        that an interval is of, and its rounds together make the figure of a turn.
+
+        Args:
+            turns: What was measured.
+            quiet: What `quiet_of` gives for all that has the same bare application.
+        """
+        ratios = [median(own / bare for _, _, bare, own in turn) for turn in turns]
+        waited = [median(own / bare for bare, own, _, _ in turn) for turn in turns]
         return cls(
             quiet=quiet,
-            bare=Figure.of(bare for bare, _, _, _ in rounds),
-            own=Figure.of(own for _, own, _, _ in rounds),
-            ratio=Figure.of(own / bare for _, _, bare, own in rounds),
-            adds=Figure.of((own / bare - 1) * quiet for _, _, bare, own in rounds),
-            waits=Figure.of((own / bare - 1) * quiet for bare, own, _, _ in rounds),
+            bare=Figure.of(bare for turn in turns for bare, _, _, _ in turn),
+            own=Figure.of(own for turn in turns for _, own, _, _ in turn),
+            ratio=Figure.of(ratios),
+            adds=Figure.of((ratio - 1) * quiet for ratio in ratios),
+            waits=Figure.of((ratio - 1) * quiet for ratio in waited),
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import report
 import servers
 from driver import Worker
-from figures import Cost
+from figures import Cost, quiet_of
 from subjects import OURS, Subject
 
 Say = Callable[[str], None]
@@ -136,13 +136,12 @@ def grow(worker: Worker, axis: Axis, say: Say) -> Grown:
         for (line, subject), result in zip(subjects.items(), rounds, strict=True):
             if result["wrong"]:
                 raise RuntimeError(f"{line} at {size} {axis.name} {result['wrong']}")
-            costs.append(Cost.of(result["rounds"]))
+            costs.append(Cost.of([result["rounds"]], quiet_of([result["rounds"]])))
             memory = worker.ask("memory", subject=subject) if subject.routes <= ENOUGH else None
             total = costs[-1].quiet if axis.total else 0.0
             grown.add(line, size, total + costs[-1].adds.value, memory)
         if axis.total:
             grown.add("bare", size, costs[0].quiet, None)
-        worker.ask("forget")
         say(f"  {axis.name}: {size}")
     return grown
 

@@ -245,7 +245,7 @@ async def _backend(subject: Subject, folder: Path) -> Any:
     if subject.backend == "redis":
         from fastapi_maintenance.backends import RedisBackend  # noqa: PLC0415 - optional
 
-        return RedisBackend(f"{subject.redis}?prefix=bench-{next(_numbers)}")
+        return RedisBackend(f"{subject.redis}?prefix=bench-{os.getpid()}-{next(_numbers)}")
     return _slow_store(closed=subject.closed)
 
 

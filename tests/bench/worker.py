@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import gc
+import inspect
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import random
@@ -12,6 +14,7 @@ import sys
 import time
 import tracemalloc
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -20,8 +23,8 @@ from typing import Any
 from subjects import Built, Subject, build, has_redis
 
 PACKAGES = ("fastapi", "starlette", "pydantic", "anyio", "uvicorn", "fastapi-maintenance", "waygate")
-ROUND = 1e6
-"""Nanoseconds that one batch of requests should last: short beside the time slice of a busy machine."""
+ROUND = 3e6
+"""Nanoseconds that one batch should last: short beside what disturbs a machine, long beside its first, cold request."""
 WARM_UP = 30
 SETTLED_AFTER = 0.1
 """Seconds after which a state file counts as settled."""
@@ -79,7 +82,7 @@ async def batch(app: Any, requests: int) -> tuple[float, float]:
 
 
 class Bench:
-    """Builds each subject once, and answers questions about it.
+    """Answers questions about subjects.
 
     Args:
         folder: Where state files go.
@@ -90,7 +93,7 @@ class Bench:
         self._built: dict[Subject, Built] = {}
         self._sizes: dict[Subject, int] = {}
 
-    async def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
         """Tell what runs here."""
         found: dict[str, str] = {}
         for name in PACKAGES:
@@ -100,22 +103,40 @@ class Bench:
         compiled = " ".join((*platform.python_build(), platform.python_compiler(), platform.machine()))
         return {"python": platform.python_version(), "build": compiled, "versions": found, "redis": has_redis()}
 
-    async def rounds(self, subjects: list[Subject], count: int) -> list[dict[str, Any]]:
-        """Measure each subject beside its bare application, `count` times, in an order that changes.
+    def rounds(self, subjects: list[Subject], count: int) -> list[dict[str, Any]]:
+        """Measure each subject beside its bare application, `count` times.
 
-        One, other, other, one: what grows or shrinks steadily meanwhile falls out.
+        Each has a process of its own: a service is one application, and with many others in its process all of them
+        take longer, for Python remembers at each place of the framework what it met there last.
         """
-        results: list[dict[str, Any]] = [{"rounds": [], "wrong": await self._wrong(subject)} for subject in subjects]
-        await asyncio.sleep(SETTLED_AFTER)
-        order = list(range(len(subjects)))
-        for _ in range(count):
-            random.shuffle(order)
-            for number in order:
-                if results[number]["wrong"] is None:
-                    results[number]["rounds"].append(await self._round(subjects[number]))
+        fork = multiprocessing.get_context("fork")
+        results: list[dict[str, Any]] = []
+        for subject in subjects:
+            ours, theirs = fork.Pipe(duplex=False)
+            child = fork.Process(target=self._in_a_child, args=(subject, count, theirs))
+            child.start()
+            theirs.close()
+            try:
+                results.append(ours.recv())
+            except EOFError:
+                raise RuntimeError(f"{subject} could not be measured; its error is above") from None
+            finally:
+                child.join()
         return results
 
+    def _in_a_child(self, subject: Subject, count: int, results: Connection) -> None:
+        results.send(asyncio.run(self._rounds(subject, count)))
+
+    async def _rounds(self, subject: Subject, count: int) -> dict[str, Any]:
+        # Neither is always the one that comes first, and gets the better places in memory.
+        for each in random.sample((subject.base, subject), 2):
+            await self._build(each)
+        wrong = await self._wrong(subject)
+        await asyncio.sleep(SETTLED_AFTER)
+        return {"rounds": [await self._round(subject) for _ in range(0 if wrong else count)], "wrong": wrong}
+
     async def _round(self, subject: Subject) -> list[float]:
+        """Measure it once; one, other, other, one: what grows or shrinks steadily meanwhile falls out."""
         built, bare = self._built[subject], self._built[subject.base]
         await built.before()
         # Background tasks get their turn outside of what is measured.
@@ -135,11 +156,14 @@ class Bench:
         (wall, cpu), (own_wall, own_cpu) = (map(mean, zip(*looks, strict=True)) for looks in (other, own))
         return [wall, own_wall, cpu, own_cpu]
 
+    async def _build(self, subject: Subject) -> None:
+        if subject not in self._built:
+            self._built[subject] = await build(subject, self._folder)
+
     async def _wrong(self, subject: Subject) -> str | None:
         """Build the subject and its bare application where that was not done, and say what is wrong with its answer."""
         for each in (subject.base, subject):
-            if each not in self._built:
-                self._built[each] = await build(each, self._folder)
+            await self._build(each)
         built = self._built[subject]
         await built.before()
         try:
@@ -152,11 +176,6 @@ class Bench:
             await batch(built.app, 1)
             await batch(self._built[subject.base].app, 1)
         return None
-
-    async def forget(self) -> None:
-        """Drop all applications."""
-        self._built.clear()
-        gc.collect()
 
     async def memory(self, subject: Subject) -> int:
         """Tell how many bytes an application takes after 100 requests more than its bare one."""
@@ -239,20 +258,21 @@ class _Counted:
         return []
 
 
-async def main() -> None:
+def main() -> None:
     """Answer questions until there are no more."""
     logging.disable()
-    loop = asyncio.get_running_loop()
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, asyncio.Runner() as runner:
         bench = Bench(Path(folder))
         gc.freeze()
-        while line := await loop.run_in_executor(None, sys.stdin.readline):
+        for line in sys.stdin:
             question = json.loads(line)
             if "subjects" in question:
                 question["subjects"] = [Subject(**each) for each in question["subjects"]]
             if "subject" in question:
                 question["subject"] = Subject(**question["subject"])
-            answered = await getattr(bench, question.pop("do"))(**question)
+            answered = getattr(bench, question.pop("do"))(**question)
+            if inspect.iscoroutine(answered):
+                answered = runner.run(answered)
             os.write(_ANSWERS, json.dumps(answered).encode() + b"\n")
 
 
@@ -260,4 +280,4 @@ _ANSWERS = os.dup(1)
 os.dup2(2, 1)  # what others print is no answer
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

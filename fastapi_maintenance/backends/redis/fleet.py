@@ -150,9 +150,9 @@ class Fleet:
         Raises:
             BackendError: There is no contact now.
         """
-        state, end, _ = self._view
-        if self._trouble is None and (end == math.inf or time.monotonic() < end):
-            return state
+        view = self._view
+        if self._trouble is None and (view.end == math.inf or time.monotonic() < view.end):
+            return view.state
         raise BackendError(self._name, self._trouble or "it was not heard for the time of a lease")
 
     def remembered(self) -> MaintenanceState | None:

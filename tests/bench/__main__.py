@@ -133,7 +133,7 @@ class Run:
                 redis = stack.enter_context(redis_server()) if self.found["about"]["redis"] else None
                 if redis is None:
                     self.say("Redis is left out: no backend for it here, or no client, or no server.")
-                subjects, turns, rounds = beside.everything(redis), 8, 20
+                subjects, turns, rounds = beside.everything(redis), 12, 12
                 for name, python in self._peers():
                     pythons[name] = python
                     with worker(python) as peer:

@@ -12,9 +12,9 @@ from figures import Cost, quiet_of
 from subjects import OURS, Subject
 
 Say = Callable[[str], None]
-ROUNDS = 40
+TURNS, ROUNDS = 3, 15
 ENOUGH = 1000
-"""Routes above which memory is not measured: such an application takes ten seconds to build, and more to be traced."""
+"""Routes above which one turn has to do, and memory is not measured: to build such an application takes ten seconds."""
 
 _OPEN = {
     "middleware": Subject(OURS, "middleware", "memory", first=True),
@@ -131,12 +131,14 @@ def grow(worker: Worker, axis: Axis, say: Say) -> Grown:
     grown = Grown(axis.name, "µs a request" if axis.total else "µs added")
     for size in axis.sizes:
         subjects = {line: axis.grow(subject, size) for line, subject in axis.lines.items()}
-        rounds = worker.ask("rounds", subjects=list(subjects.values()), count=ROUNDS)
         costs: list[Cost] = []
-        for (line, subject), result in zip(subjects.items(), rounds, strict=True):
-            if result["wrong"]:
-                raise RuntimeError(f"{line} at {size} {axis.name} {result['wrong']}")
-            costs.append(Cost.of([result["rounds"]], quiet_of([result["rounds"]])))
+        for line, subject in subjects.items():
+            again = TURNS if subject.routes <= ENOUGH else 1
+            results = worker.ask("rounds", subjects=[subject] * again, count=ROUNDS)
+            if results[0]["wrong"]:
+                raise RuntimeError(f"{line} at {size} {axis.name} {results[0]['wrong']}")
+            turns = [result["rounds"] for result in results]
+            costs.append(Cost.of(turns, quiet_of(turns)))
             memory = worker.ask("memory", subject=subject) if subject.routes <= ENOUGH else None
             total = costs[-1].quiet if axis.total else 0.0
             grown.add(line, size, total + costs[-1].adds.value, memory)

@@ -8,12 +8,11 @@ from typing import Any
 import budgets
 from driver import worker
 from figures import Cost, Turn, judge, quiet_of
-from subjects import BARE, GATES, OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
+from subjects import BARE, GATES, MANY, OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
 
 Say = Callable[[str], None]
-MANY = 1000
-TURNS_OF_MANY = 3
-"""How often those are measured: to build one takes seconds, and what a gate adds is lost in its noise."""
+TURNS_OF_MANY = 2
+"""How often those with many routes are measured: each takes seconds, and in its noise what a gate adds is lost."""
 REFUSED_DESPITE_EXEMPTIONS = [
     Subject(OURS, gate, "memory", exempt=50, closed=True) for gate in ("middleware", "route class")
 ]

@@ -9,12 +9,10 @@ import report
 import servers
 from driver import Worker
 from figures import Cost, quiet_of
-from subjects import OURS, Subject
+from subjects import MANY, OURS, Subject
 
 Say = Callable[[str], None]
 TURNS, ROUNDS = 3, 15
-ENOUGH = 1000
-"""Routes above which one turn has to do, and memory is not measured: to build such an application takes ten seconds."""
 
 _OPEN = {
     "middleware": Subject(OURS, "middleware", "memory", first=True),
@@ -133,13 +131,13 @@ def grow(worker: Worker, axis: Axis, say: Say) -> Grown:
         subjects = {line: axis.grow(subject, size) for line, subject in axis.lines.items()}
         costs: list[Cost] = []
         for line, subject in subjects.items():
-            again = TURNS if subject.routes <= ENOUGH else 1
+            again = TURNS if subject.routes <= MANY else 1
             results = worker.ask("rounds", subjects=[subject] * again, count=ROUNDS)
             if results[0]["wrong"]:
                 raise RuntimeError(f"{line} at {size} {axis.name} {results[0]['wrong']}")
             turns = [result["rounds"] for result in results]
             costs.append(Cost.of(turns, quiet_of(turns)))
-            memory = worker.ask("memory", subject=subject) if subject.routes <= ENOUGH else None
+            memory = worker.ask("memory", subject=subject) if subject.routes <= MANY else None
             total = costs[-1].quiet if axis.total else 0.0
             grown.add(line, size, total + costs[-1].adds.value, memory)
         if axis.total:

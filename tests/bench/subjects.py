@@ -27,6 +27,9 @@ REFUSALS = ("fixed refusal", "least refusal")
 DEFAULT_OBJECT = "default object"
 """The backend of an unbound route class: memory, in the default object."""
 
+MANY = 1000
+"""Routes from which on it takes seconds to build an application."""
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -15,7 +15,8 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, HTTPException, WebSocket
 from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
-from starlette.routing import Router
+from starlette.applications import Starlette
+from starlette.routing import Mount, Router
 from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_maintenance import (
@@ -173,6 +174,17 @@ def test_unbound_route_class(override, middleware, guard, default, expected, unl
     if expected == ("default", True):
         expected = (MESSAGE, True)
     assert said(ask(app)) == expected
+
+
+@pytest.mark.parametrize("around", ["no application", "Starlette"])
+def test_unbound_route_without_fastapi(around):
+    """Where no FastAPI application is around it, an unbound route serves the default object."""
+    configure_backend("memory")
+    run(get_maintenance().enable, message="default")
+    router = APIRouter(route_class=MaintenanceRoute)
+    router.add_api_route("/x", lambda: 1)
+    app = router if around == "no application" else Starlette(routes=[Mount("/", router)])
+    assert said(ask(app)) == ("default", True)
 
 
 async def override_async():

@@ -8,7 +8,7 @@ from typing import Any
 import report
 import servers
 from driver import Worker
-from figures import Cost, quiet_of
+from figures import Cost, Turn, quiet_of
 from subjects import MANY, OURS, Subject
 
 Say = Callable[[str], None]
@@ -129,19 +129,20 @@ def grow(worker: Worker, axis: Axis, say: Say) -> Grown:
     grown = Grown(axis.name, "µs a request" if axis.total else "µs added")
     for size in axis.sizes:
         subjects = {line: axis.grow(subject, size) for line, subject in axis.lines.items()}
-        costs: list[Cost] = []
+        taken: dict[str, list[Turn]] = {line: [] for line in subjects}
+        for _ in range(TURNS if max(subject.routes for subject in subjects.values()) < MANY else 1):
+            results = worker.ask("rounds", subjects=list(subjects.values()), count=ROUNDS)
+            for line, result in zip(subjects, results, strict=True):
+                if result["wrong"]:
+                    raise RuntimeError(f"{line} at {size} {axis.name} {result['wrong']}")
+                taken[line].append(result["rounds"])
+        quiet = quiet_of(turn for turns in taken.values() for turn in turns)
         for line, subject in subjects.items():
-            again = TURNS if subject.routes <= MANY else 1
-            results = worker.ask("rounds", subjects=[subject] * again, count=ROUNDS)
-            if results[0]["wrong"]:
-                raise RuntimeError(f"{line} at {size} {axis.name} {results[0]['wrong']}")
-            turns = [result["rounds"] for result in results]
-            costs.append(Cost.of(turns, quiet_of(turns)))
             memory = worker.ask("memory", subject=subject) if subject.routes <= MANY else None
-            total = costs[-1].quiet if axis.total else 0.0
-            grown.add(line, size, total + costs[-1].adds.value, memory)
+            adds = Cost.of(taken[line], quiet).adds.value
+            grown.add(line, size, quiet + adds if axis.total else adds, memory)
         if axis.total:
-            grown.add("bare", size, costs[0].quiet, None)
+            grown.add("bare", size, quiet, None)
         say(f"  {axis.name}: {size}")
     return grown
 

@@ -13,6 +13,7 @@ import random
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable, Coroutine
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -107,37 +108,28 @@ class Bench:
         """Measure each subject beside its bare application, `count` times.
 
         Each has a process of its own: a service is one application, and with many others in its process all of them
-        take longer, for Python remembers at each place of the framework what it met there last.
+        take longer, for Python remembers at each place of the framework what it met there last. Those with many routes
+        share one, and their bare application: to build that takes seconds, and a request hundreds of microseconds.
         """
-        fork = multiprocessing.get_context("fork")
-        results: list[dict[str, Any]] = []
+        together: dict[Subject, list[Subject]] = {}
         for subject in subjects:
-            if subject.routes >= MANY and subject.base not in self._built:
-                # To build it takes seconds, so all children that need it find it.
-                asyncio.run(self._wrong(subject.base))
-                gc.freeze()
-            ours, theirs = fork.Pipe(duplex=False)
-            child = fork.Process(target=self._in_a_child, args=(subject, count, theirs))
-            child.start()
-            theirs.close()
-            try:
-                results.append(ours.recv())
-            except EOFError:
-                raise RuntimeError(f"{subject} could not be measured; its error is above") from None
-            finally:
-                child.join()
-        return results
+            together.setdefault(subject if subject.routes < MANY else subject.base, []).append(subject)
+        found: dict[Subject, dict[str, Any]] = {}
+        for group in together.values():
+            found.update(zip(group, _apart(self._rounds, group, count), strict=True))
+        return [found[subject] for subject in subjects]
 
-    def _in_a_child(self, subject: Subject, count: int, results: Connection) -> None:
-        results.send(asyncio.run(self._rounds(subject, count)))
-
-    async def _rounds(self, subject: Subject, count: int) -> dict[str, Any]:
+    async def _rounds(self, subjects: list[Subject], count: int) -> list[dict[str, Any]]:
         # Neither is always the one that comes first, and gets the better places in memory.
-        for each in random.sample((subject.base, subject), 2):
+        for each in random.sample(all_of_them := list({s.base for s in subjects} | set(subjects)), len(all_of_them)):
             await self._build(each)
-        wrong = await self._wrong(subject)
+        results: list[dict[str, Any]] = [{"rounds": [], "wrong": await self._wrong(subject)} for subject in subjects]
         await asyncio.sleep(SETTLED_AFTER)
-        return {"rounds": [await self._round(subject) for _ in range(0 if wrong else count)], "wrong": wrong}
+        right = [(s, result["rounds"]) for s, result in zip(subjects, results, strict=True) if not result["wrong"]]
+        for _ in range(count):
+            for subject, rounds in random.sample(right, len(right)):
+                rounds.append(await self._round(subject))
+        return results
 
     async def _round(self, subject: Subject) -> list[float]:
         """Measure it once; one, other, other, one: what grows or shrinks steadily meanwhile falls out."""
@@ -181,11 +173,11 @@ class Bench:
             await batch(self._built[subject.base].app, 1)
         return None
 
-    async def memory(self, subject: Subject) -> int:
+    def memory(self, subject: Subject) -> int:
         """Tell how many bytes an application takes after 100 requests more than its bare one."""
         if subject.base not in self._sizes:
-            self._sizes[subject.base] = await self._size(subject.base)
-        return await self._size(subject) - self._sizes[subject.base]
+            self._sizes[subject.base] = _apart(self._size, subject.base)
+        return _apart(self._size, subject) - self._sizes[subject.base]
 
     async def _size(self, subject: Subject) -> int:
         gc.collect()
@@ -243,6 +235,25 @@ class Bench:
             await built.before()
             for app in (self._built[subject.base].app, built.app):
                 dir(_Counted(app, requests))
+
+
+def _apart(work: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+    """Do something in a child of this process, and give what it gave."""
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    child = fork.Process(target=_do, args=(work, arguments, theirs))
+    child.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise RuntimeError(f"{arguments} could not be measured; the error is above") from None
+    finally:
+        child.join()
+
+
+def _do(work: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...], results: Connection) -> None:
+    results.send(asyncio.run(work(*arguments)))
 
 
 class _Counted:

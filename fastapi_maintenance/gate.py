@@ -207,7 +207,7 @@ class Gate:
             return None
         owner = self.owner
         if NOTES in scope and self._noted(scope) is not None:
-            return Passage(owner, scope)
+            return Passage(owner, scope, None)
         state, reading = opened
         snapshot = owner.snapshot
         in_flight = snapshot.in_flight
@@ -312,7 +312,7 @@ class Gate:
         if verdict not in _REFUSED:
             if passage is None:
                 # Nobody can tell of its end, so it is not the current one.
-                passage = Passage(self.owner, scope)
+                passage = Passage(self.owner, scope, None)
                 passage.leave()
             if verdict is _ADMITTED:
                 self._note_open(passage, scope)
@@ -374,7 +374,7 @@ class Gate:
 
     async def would_refuse(self, scope: Scope, endpoint: object, *, docs: bool) -> bool:
         """Tell whether a request that was let through would be refused now; notes nothing."""
-        with Passage(self.owner, scope):
+        with Passage(self.owner, scope, None):
             mark = mark_of(endpoint) if Marks.count else None
             verdict = self._verdict(self._look() or await self._state(), scope, mark)
             exempt = verdict is Verdict.REFUSED_UNLESS_EXEMPT and await self._exemptions.cover(scope, docs)

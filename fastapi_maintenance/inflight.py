@@ -172,7 +172,7 @@ class Passage:
     Args:
         owner: The object that the gate belongs to.
         scope: The ASGI scope.
-        counted: Where the request is counted.
+        counted: Where the request is counted, `None` where it is not, or not yet.
 
     Attributes:
         owner: The object that the gate belongs to.
@@ -187,7 +187,7 @@ class Passage:
     before: "Passage | None" = None
     only_for: tuple[str | None, str | None] | None = None
 
-    def __init__(self, owner: Any, scope: Scope, counted: InFlight | None = None) -> None:
+    def __init__(self, owner: Any, scope: Scope, counted: InFlight | None) -> None:
         self.owner = owner
         self.counted = counted
         self.verdict: Any = None

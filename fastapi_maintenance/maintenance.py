@@ -157,7 +157,7 @@ class Maintenance:
     async def _check(self, scope: Scope, *, exempt: bool) -> None:
         stack, passage = scope.get(_STACK), None
         if stack is not None:
-            passage = Passage(self, scope)
+            passage = Passage(self, scope, None)
             stack.push(passage)
         endpoint = scope.get("endpoint")
         refusal = self.gate.refuse_again(scope, endpoint, excused=exempt) or await self.gate.check(
@@ -266,7 +266,7 @@ class Maintenance:
         self.telemetry.begin()
         if app is not None:
             self.warn_of_probes(app)
-        with Passage(self, {}):
+        with Passage(self, {}, None):
             await self.snapshot.first_look(self.settings.read_timeout)
             watching = self.snapshot.watching(self.settings.refresh_interval, self.settings.read_timeout)
             async with watching, _attached(self.snapshot.in_flight):

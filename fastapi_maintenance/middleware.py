@@ -91,7 +91,7 @@ class MaintenanceModeMiddleware:
         gate = self._bound or await self._find_gate(scope)
         passage = None if Marks.count and self._may_be_marked(scope) else gate.admit_if_open(scope)
         if passage is None:
-            with Passage(gate.owner, scope) as passage:
+            with Passage(gate.owner, scope, None) as passage:
                 if await self._lets_through(gate, passage, scope, receive, send):
                     await self._run(gate, passage, scope, receive, send)
             return

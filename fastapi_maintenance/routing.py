@@ -360,7 +360,7 @@ class GatedRoute(APIRoute):
             finally:
                 passage.leave()
             return
-        passage = Passage(gate.owner, scope)
+        passage = Passage(gate.owner, scope, None)
         try:
             refusal = gate.refuse_again(scope, self.endpoint, applied=False) or await gate.check(
                 passage, scope, self.endpoint, applied=False

@@ -819,7 +819,7 @@ def test_a_verdict_ends_with_its_passage():
     """A copy of the scope, as a mount makes one, tells nothing of a gate that was left, but of the one around it."""
     around, inner = object(), object()
     scope = scope_of("/op")
-    outside, inside = Passage(around, scope), Passage(inner, scope)
+    outside, inside = Passage(around, scope, None), Passage(inner, scope, None)
     outside.note(scope, Verdict.ADMITTED)
     inside.note(scope, Verdict.ADMITTED)
     copied = dict(scope)

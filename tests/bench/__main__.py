@@ -1,6 +1,6 @@
 """What the gates cost, beside the bare application and beside other packages: `nox -s bench`.
 
-Without options everything is measured, a quarter of an hour on two quiet cores. `--quick` is for CI and
+Without options everything is measured, in twenty minutes on two quiet cores. `--quick` is for CI and
 takes less than 40 seconds: it counts instructions, which a busy machine does not change, and fails when they have
 grown. Without valgrind it measures times, and fails where a budget is surely broken by more than twice.
 """

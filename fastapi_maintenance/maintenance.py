@@ -469,14 +469,12 @@ class MaintenanceRoute(GatedRoute):
         """Give the gate of the object that serves this request; an override may take its time."""
         app: Any = scope.get("app")
         try:
-            plain = not (app.dependency_overrides or app.router.dependencies or NOTES in scope)
+            if get_maintenance in app.dependency_overrides:
+                return _overriding_gate(app, scope)
+            default = not (app.router.dependencies or NOTES in scope)
         except AttributeError:  # no FastAPI application is around
-            plain = False
-        if plain:
-            return get_maintenance().gate
-        if get_maintenance in getattr(app, "dependency_overrides", ()):
-            return _overriding_gate(app, scope)
-        return _unbound_gate(app, scope)
+            default = False
+        return get_maintenance().gate if default else _unbound_gate(app, scope)
 
 
 def _unbound_gate(app: Any, scope: Scope) -> Gate:

@@ -318,11 +318,6 @@ class GatedRoute(APIRoute):
 
     refusal_code: ClassVar[int] = 503
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Each request asks, and Python finds faster what an object keeps itself.
-        self._gate = self.bound
-
     @property
     def responses(self) -> dict[int | str, dict[str, Any]]:
         """The responses for OpenAPI, asked late: a mark may be put on above the route decorator."""
@@ -349,7 +344,7 @@ class GatedRoute(APIRoute):
         if scope["method"] not in (self.methods or ()):
             await super().handle(scope, receive, send)
             return
-        gate = self._gate
+        gate = self.bound
         if gate is None:
             found = self.gate(scope)
             gate = found if isinstance(found, Gate) else await found

@@ -1,5 +1,6 @@
 """What the matrix does not reach: odd ways to build an application, marks that come late, and one decision only."""
 
+import copy
 from itertools import pairwise
 from unittest.mock import AsyncMock, Mock
 
@@ -828,6 +829,27 @@ def test_a_verdict_ends_with_its_passage():
     outside.leave()
     assert seen == [[around], [around]]
     assert not list(noted(copied))
+
+
+class Skipping(APIRoute):
+    """A user's route class that does not tell those after it how a route is made."""
+
+    def __init__(self, *args, **kwargs):
+        APIRoute.__init__(self, *args, **kwargs)
+
+
+@pytest.mark.parametrize("how", ["copied", "mixed in", "bound later"])
+def test_a_route_finds_its_gate(how):
+    """A route serves the object that its class is bound to: also a copy, one made by another class, or bound later."""
+    maintenance = closed_one()
+    bound = maintenance.route_class
+    kind = {"copied": bound, "mixed in": type("Mixed", (Skipping, bound), {})}.get(how, type("Own", (GatedRoute,), {}))
+    router = APIRouter(route_class=kind)
+    router.add_api_route("/op", lambda: 1)
+    if how == "bound later":
+        kind.bound = maintenance.gate
+    app = FastAPI(routes=copy.deepcopy(router.routes) if how == "copied" else router.routes)
+    assert statuses(app, "/op") == [503]
 
 
 def test_a_route_class_needs_a_gate():

@@ -49,7 +49,7 @@ class Row:
         """Tell whether it costs, surely, `slack` times more than allowed."""
         if self.cost is None or self.budget is None:
             return self.wrong is not None and self.subject.package == OURS
-        if self.cost.noisy:
+        if self.cost.noisy or not self.cost.adds.enough:
             return False
         # A refusal is measured by all that it costs, everything else by what it adds.
         allowed = self.budget + (self.cost.quiet if self.subject.closed else 0)
@@ -123,17 +123,20 @@ def measure(pythons: Mapping[str, str], subjects: list[Subject], turns: int, rou
                 if not result["wrong"]:
                     taken[subject].append(result["rounds"])
         say(f"  turn {turn + 1} of {turns}")
-    bare: dict[Subject, list[Turn]] = {}
+    # Another environment may have another framework.
+    bare: dict[tuple[str, Subject], list[Turn]] = {}
     for subject, rounds_of in taken.items():
-        bare.setdefault(subject.base, []).extend(rounds_of)
-    costs = {s: Cost.of(taken[s], quiet_of(bare[s.base])) for s in subjects if taken[s]}
+        bare.setdefault((_measured_by(subject), subject.base), []).extend(rounds_of)
+    costs = {s: Cost.of(taken[s], quiet_of(bare[_measured_by(s), s.base])) for s in subjects if taken[s]}
     slower = slowness(costs)
     return [_row(subject, wrong[subject], costs, slower) for subject in subjects]
 
 
 def slowness(costs: Mapping[Subject, Cost]) -> float:
     """Give how many times slower this machine is than the one that the budgets are of; 1 where it was not measured."""
-    bare = (cost.quiet for subject, cost in costs.items() if subject.base == Subject())
+    bare = (
+        cost.quiet for subject, cost in costs.items() if subject.base == Subject() and _measured_by(subject) == OURS
+    )
     return next(bare, budgets.BARE_REQUEST) / budgets.BARE_REQUEST
 
 

@@ -2,11 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, sqrt
+from math import comb
 from statistics import median, quantiles
 
 TOO_NOISY = 0.25
 """Where a bare request spreads more than this between its quartiles, the machine was too busy to be precise."""
+
+
+UNSURE = 0.05
+"""The part of all intervals that may miss the true median."""
+ENOUGH = 6
+"""Values without which no interval is that sure: of five, all lie on one side of the median in one of sixteen cases."""
 
 
 @dataclass(frozen=True)
@@ -15,25 +21,30 @@ class Figure:
 
     Attributes:
         value: The median.
-        low: The lower end of its 95 % confidence interval; of less than six values, the least of them.
+        low: The lower end of its 95 % confidence interval.
         high: The upper end.
         spread: From the first quartile to the third.
+        enough: Whether there were enough values for such an interval; else it is from the least to the greatest.
     """
 
     value: float
     low: float
     high: float
     spread: float
+    enough: bool
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Figure":
         """Compute it; the interval is that of order statistics, which asks nothing of the distribution."""
         ordered = sorted(values)
-        half = 0.98 * sqrt(len(ordered))
-        low = ordered[max(0, floor(len(ordered) / 2 - half))]
-        high = ordered[min(len(ordered) - 1, ceil(len(ordered) / 2 + half))]
-        quarter = quantiles(ordered, n=4) if len(ordered) > 1 else [ordered[0]] * 3
-        return cls(median(ordered), low, high, quarter[2] - quarter[0])
+        count = len(ordered)
+        # As many are left out at each end as leave out the true median in one of twenty cases: tosses of a coin.
+        beyond, edge = 1, 0
+        while 2 * (beyond + comb(count, edge + 1)) <= UNSURE * 2**count:
+            edge += 1
+            beyond += comb(count, edge)
+        quarter = quantiles(ordered, n=4) if count > 1 else [ordered[0]] * 3
+        return cls(median(ordered), ordered[edge], ordered[count - 1 - edge], quarter[2] - quarter[0], count >= ENOUGH)
 
     def __str__(self) -> str:
         return f"{self.value:.2f} ({self.low:.2f} … {self.high:.2f})"
@@ -106,6 +117,8 @@ class Cost:
 
 def judge(figure: Figure, budget: float, least: float | None = None) -> str:
     """Say whether a budget is met, as far as the interval tells, and whether the least that has to be would meet it."""
+    if not figure.enough:
+        return "too few turns to tell"
     if figure.high <= budget:
         return "met"
     told = "BROKEN" if figure.low > budget else "too noisy to tell"

@@ -124,13 +124,14 @@ class Grown:
         return drawn and report.plot(folder / f"{name}-memory.svg", self.name, self.name.partition(",")[0], "KiB", kib)
 
 
-def grow(worker: Worker, axis: Axis, say: Say) -> Grown:
-    """Measure one axis."""
+def grow(workers: Sequence[Worker], axis: Axis, say: Say) -> Grown:
+    """Measure one axis, a turn in each worker; the first alone where there are many routes."""
     grown = Grown(axis.name, "µs a request" if axis.total else "µs added")
     for size in axis.sizes:
         subjects = {line: axis.grow(subject, size) for line, subject in axis.lines.items()}
         taken: dict[str, list[Turn]] = {line: [] for line in subjects}
-        for _ in range(TURNS if max(subject.routes for subject in subjects.values()) < MANY else 1):
+        many = max(subject.routes for subject in subjects.values()) >= MANY
+        for worker in workers[:1] if many else workers:
             results = worker.ask("rounds", subjects=list(subjects.values()), count=ROUNDS)
             for line, result in zip(subjects, results, strict=True):
                 if result["wrong"]:
@@ -138,7 +139,7 @@ def grow(worker: Worker, axis: Axis, say: Say) -> Grown:
                 taken[line].append(result["rounds"])
         quiet = quiet_of(turn for turns in taken.values() for turn in turns)
         for line, subject in subjects.items():
-            memory = worker.ask("memory", subject=subject) if subject.routes <= MANY else None
+            memory = workers[0].ask("memory", subject=subject) if subject.routes <= MANY else None
             adds = Cost.of(taken[line], quiet).adds.value
             grown.add(line, size, quiet + adds if axis.total else adds, memory)
         if axis.total:

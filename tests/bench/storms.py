@@ -129,7 +129,7 @@ def flicker(python: str, seconds: float) -> dict[str, Any]:
     p99 = [percentile(each, 0.99) for each in latencies]
     ratio = median(own / mean(beside) for own, beside in zip(p99, pairwise(around), strict=True))
     quarter = max(1, len(memory) // 4)
-    growth = max(memory[-quarter:]) / max(memory[quarter : 2 * quarter] or memory) - 1
+    growth = max(memory[-quarter:]) / max(1, *memory[quarter : 2 * quarter]) - 1 if any(memory) else 0.0
     found = {
         "seconds": seconds,
         "changes": switching.changes,

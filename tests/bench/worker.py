@@ -14,6 +14,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -109,11 +110,13 @@ class Bench:
 
         Each has a process of its own: a service is one application, and with many others in its process all of them
         take longer, for Python remembers at each place of the framework what it met there last. Those with many routes
-        share one, and their bare application: to build that takes seconds, and a request hundreds of microseconds.
+        share one, and their bare application: to build that takes seconds, and a request hundreds of microseconds. But
+        not with those that have marks, which are counted for the whole process.
         """
         together: dict[Subject, list[Subject]] = {}
         for subject in subjects:
-            together.setdefault(subject if subject.routes < MANY else subject.base, []).append(subject)
+            shared = replace(subject.base, forced_on=subject.forced_on, forced_off=subject.forced_off)
+            together.setdefault(subject if subject.routes < MANY else shared, []).append(subject)
         found: dict[Subject, dict[str, Any]] = {}
         for group in together.values():
             found.update(zip(group, _apart(self._rounds, group, count), strict=True))

@@ -26,7 +26,8 @@ import report
 import servers
 import storms
 from driver import PEERS, environment, redis_server, worker
-from subjects import OURS
+from figures import ENOUGH
+from subjects import MANY, OURS
 
 SECTIONS = ("imports", "instructions", "beside", "servers", "growth", "storms")
 
@@ -143,7 +144,8 @@ class Run:
             self.rows = beside.measure(pythons, subjects, turns, rounds, self.whisper)
         self.found["beside"] = [row.to_dict() for row in self.rows]
         self.say(
-            "In process: CPU time of a request; what it adds is paired with the bare application, round by round.\n"
+            "In process: CPU time of a request; what it adds is paired with the bare application, round by round. "
+            f"Of less than {ENOUGH} turns, as behind {MANY} routes, the brackets hold all that was found.\n"
         )
         slower = beside.slowness({row.subject: row.cost for row in self.rows if row.cost})
         self.say(

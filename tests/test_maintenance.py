@@ -547,7 +547,7 @@ def test_lifespan_as_it_stands(anyio_backend):
 
 def test_leaving_in_another_context():
     """A server may end a request in another context than the one that began it; that is no error."""
-    contextvars.copy_context().run(Passage, made(), {}).leave()
+    contextvars.copy_context().run(Passage, made(), {}, None).leave()
     assert current_owner() is None
 
 

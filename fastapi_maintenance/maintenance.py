@@ -471,6 +471,7 @@ class MaintenanceRoute(GatedRoute):
         try:
             if get_maintenance in app.dependency_overrides:
                 return _overriding_gate(app, scope)
+            # Mostly nothing but the default object can be meant, and that is known without asking further.
             default = not (app.router.dependencies or NOTES in scope)
         except AttributeError:  # no FastAPI application is around
             default = False

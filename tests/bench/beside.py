@@ -112,22 +112,26 @@ def measure(pythons: Mapping[str, str], subjects: list[Subject], turns: int, rou
     """
     taken: dict[Subject, list[Turn]] = {subject: [] for subject in subjects}
     wrong: dict[Subject, str | None] = {}
+    framework: dict[str, str] = {}
     for turn in range(turns):
         now = [subject for subject in subjects if subject.routes < MANY or turn < TURNS_OF_MANY]
         for package, python in pythons.items():
-            own = random.sample(chosen := [s for s in now if _measured_by(s) == package], len(chosen))
+            own = [subject for subject in now if _measured_by(subject) == package]
+            random.shuffle(own)
             with worker(python, hashes=turn) as process:
+                framework[package] = process.ask("about")["framework"]
                 results = process.ask("rounds", subjects=own, count=rounds)
             for subject, result in zip(own, results, strict=True):
                 wrong[subject] = result["wrong"]
                 if not result["wrong"]:
                     taken[subject].append(result["rounds"])
         say(f"  turn {turn + 1} of {turns}")
-    # Another environment may have another framework.
+    # The same application on the same framework is the same, in whichever environment.
+    alike = {subject: (framework[_measured_by(subject)], subject.base) for subject in subjects}
     bare: dict[tuple[str, Subject], list[Turn]] = {}
-    for subject, rounds_of in taken.items():
-        bare.setdefault((_measured_by(subject), subject.base), []).extend(rounds_of)
-    costs = {s: Cost.of(taken[s], quiet_of(bare[_measured_by(s), s.base])) for s in subjects if taken[s]}
+    for subject in subjects:
+        bare.setdefault(alike[subject], []).extend(taken[subject])
+    costs = {s: Cost.of(taken[s], quiet_of(bare[alike[s]])) for s in subjects if taken[s]}
     slower = slowness(costs)
     return [_row(subject, wrong[subject], costs, slower) for subject in subjects]
 

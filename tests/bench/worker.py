@@ -24,7 +24,8 @@ from typing import Any
 
 from subjects import MANY, Built, Subject, build, has_redis
 
-PACKAGES = ("fastapi", "starlette", "pydantic", "anyio", "uvicorn", "fastapi-maintenance", "waygate")
+FRAMEWORK = ("fastapi", "starlette", "pydantic", "anyio")
+PACKAGES = (*FRAMEWORK, "uvicorn", "fastapi-maintenance", "waygate")
 ROUND = 3e6
 """Nanoseconds that one batch should last: short beside what disturbs a machine, long beside its first, cold request."""
 WARM_UP = 30
@@ -103,7 +104,9 @@ class Bench:
                 found[name] = version(name)
         # The same version from another compiler or on another processor takes other instructions.
         compiled = " ".join((*platform.python_build(), platform.python_compiler(), platform.machine()))
-        return {"python": platform.python_version(), "build": compiled, "versions": found, "redis": has_redis()}
+        python = platform.python_version()
+        framework = " ".join([python, *(f"{name}=={found.get(name)}" for name in FRAMEWORK)])
+        return {"python": python, "build": compiled, "framework": framework, "versions": found, "redis": has_redis()}
 
     def rounds(self, subjects: list[Subject], count: int) -> list[dict[str, Any]]:
         """Measure each subject beside its bare application, `count` times.
@@ -124,7 +127,9 @@ class Bench:
 
     async def _rounds(self, subjects: list[Subject], count: int) -> list[dict[str, Any]]:
         # Neither is always the one that comes first, and gets the better places in memory.
-        for each in random.sample(all_of_them := list({s.base for s in subjects} | set(subjects)), len(all_of_them)):
+        needed = list({*subjects, *(subject.base for subject in subjects)})
+        random.shuffle(needed)
+        for each in needed:
             await self._build(each)
         results: list[dict[str, Any]] = [{"rounds": [], "wrong": await self._wrong(subject)} for subject in subjects]
         await asyncio.sleep(SETTLED_AFTER)

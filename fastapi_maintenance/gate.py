@@ -15,7 +15,7 @@ from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.exemptions import ExemptHandler, Exemptions
 from fastapi_maintenance.inflight import NOTES, Passage, current_passage, noted
 from fastapi_maintenance.marks import Mark, Marks, mark_of
-from fastapi_maintenance.refusal import Refusal, Refusals, ResponseHandler
+from fastapi_maintenance.refusal import GateName, Refusal, Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
 from fastapi_maintenance.snapshot import Snapshot, assumed
 from fastapi_maintenance.state import MaintenanceState, MaintenanceStatus, Mode, Switch, utcnow
@@ -244,23 +244,22 @@ class Gate:
         known = (p.verdict for p in noted(scope) if p.owner is owner and p.is_for(scope))
         return next((verdict for verdict in known if not (closed and verdict is _ADMITTED)), None)
 
-    def refuse_again(
-        self, scope: Scope, endpoint: object, *, excused: bool = False, applied: bool | None = None
-    ) -> Refusal | None:
+    def refuse_again(self, scope: Scope, endpoint: object, gate: GateName) -> Refusal | None:
         """Give the answer that such a request got before, if nothing has changed since; never waits.
+
+        Only for a request that has no reason of its own to be let through.
 
         Args:
             scope: The ASGI scope.
             endpoint: What the request is for, where its mark is.
-            excused: Whether there may be a reason of its own to let it through.
-            applied: `False` when no code of the application has run yet.
+            gate: Which one asks.
 
         Returns:
             The refusal; `None` where there is more to ask, which `check` does.
         """
         reading, snapshot = self._reading, self.owner.snapshot
         status = reading.status
-        if status is None or NOTES in scope or excused:
+        if status is None or NOTES in scope:
             return None
         if self._exemptions.given and self._exemptions.may_cover(scope):
             return None
@@ -271,17 +270,17 @@ class Gate:
         except Exception:  # noqa: BLE001 - whatever a user's backend raises: `check` asks again, and tells of it
             return None
         snapshot.in_flight.join()
-        return self._refusals.again(scope, status, applied=applied) if same else None
+        return self._refusals.again(scope, status, gate) if same else None
 
     async def check(
         self,
         passage: Passage | None,
         scope: Scope,
         endpoint: object,
+        gate: GateName,
         *,
         docs: bool = False,
         exempt: bool = False,
-        applied: bool | None = None,
     ) -> Refusal | None:
         """Decide on a request, unless another gate of the object has; one that is let through is counted.
 
@@ -289,9 +288,9 @@ class Gate:
             passage: The request at this gate, `None` where nobody can tell of its end, so that it cannot be counted.
             scope: The ASGI scope.
             endpoint: What the request is for, where its mark is.
+            gate: Which one asks.
             docs: Whether that is a documentation endpoint.
             exempt: Whether the caller knows a reason to let it through.
-            applied: `False` when no code of the application has run yet.
 
         Returns:
             The refusal, `None` to let it through.
@@ -326,7 +325,7 @@ class Gate:
             status = replace(status, mode="full")
         # Only what the status itself refuses is refused as long as it holds: a drain and a mark keep out more.
         again = mark is None and decide(None, status.mode, scope.get("method")) is not _ADMITTED
-        return await self._refusals.make(scope, status, applied=applied, again=again)
+        return await self._refusals.make(scope, status, gate, again=again)
 
     def _verdict(
         self, state: MaintenanceState, scope: Scope, mark: Mark | None, passage: Passage | None = None
@@ -380,7 +379,7 @@ class Gate:
             exempt = verdict is Verdict.REFUSED_UNLESS_EXEMPT and await self._exemptions.cover(scope, docs)
             return verdict in _REFUSED and not exempt
 
-    def report(self, refusal: Refusal, scope: Scope, gate: str, route: str | None) -> None:
+    def report(self, refusal: Refusal, scope: Scope, gate: GateName, route: str | None) -> None:
         """Tell the log, at debug, and OpenTelemetry of a refusal: planned maintenance is not an error."""
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("Refused %s %s", scope.get("method", "websocket"), scope["path"])

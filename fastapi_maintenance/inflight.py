@@ -205,7 +205,7 @@ class Passage:
 
     def __exit__(self, *_: object) -> None:
         """Leave; where one around it has left before, the current one is right already."""
-        current = current_passage()
+        current = _current.get()
         if current is not self and (current is None or current.token is not None):
             # A guard lasts longer than the route class around it.
             self.token = None

@@ -160,9 +160,9 @@ class Maintenance:
             passage = Passage(self, scope, None)
             stack.push(passage)
         endpoint = scope.get("endpoint")
-        refusal = self.gate.refuse_again(scope, endpoint, excused=exempt) or await self.gate.check(
-            passage, scope, endpoint, exempt=exempt
-        )
+        refusal = None if exempt else self.gate.refuse_again(scope, endpoint, "guard")
+        if refusal is None:
+            refusal = await self.gate.check(passage, scope, endpoint, "guard", exempt=exempt)
         if refusal is not None:
             self.gate.report(refusal, scope, "guard", path_of(scope))
             error = refusal.error()

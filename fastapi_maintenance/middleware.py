@@ -119,9 +119,9 @@ class MaintenanceModeMiddleware:
             # Not noted as decided: where this middleware was mistaken, another gate is to ask.
             return True
         endpoint, docs = operation.endpoint, operation.docs
-        refusal = gate.refuse_again(scope, endpoint, excused=docs, applied=False) or await gate.check(
-            passage, scope, endpoint, docs=docs, applied=False
-        )
+        refusal = None if docs else gate.refuse_again(scope, endpoint, "middleware")
+        if refusal is None:
+            refusal = await gate.check(passage, scope, endpoint, "middleware", docs=docs)
         if refusal is None:
             return True
         gate.report(refusal, scope, "middleware", operation.path)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from random import randint
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 from starlette.concurrency import run_in_threadpool
@@ -30,6 +30,9 @@ logger = logging.getLogger("fastapi_maintenance")
 
 ResponseHandler: TypeAlias = Callable[..., Response | Awaitable[Response]]
 """Gets the request, and the status when it has a second positional parameter without a default."""
+
+GateName: TypeAlias = Literal["route", "middleware", "guard"]
+"""Which gate refuses."""
 
 _FORMS = ("application/json", "application/problem+json", "text/html", "text/plain")
 _EVENT_STREAM = "text/event-stream"
@@ -95,15 +98,15 @@ class _Made:
     Attributes:
         status: It.
         by_form: The answers, by media type and `applied`.
-        by_request: The same, by all of a request that they depend on: `Accept`, method, and `applied`.
+        by_request: The same, by all that is known before one is looked for: `Accept`, method, and the gate.
     """
 
     def __init__(self, status: MaintenanceStatus | None) -> None:
         self.status = status
         self.by_form: dict[tuple[str, bool | None], Refusal] = {}
-        self.by_request: dict[tuple[bytes, str | None, bool | None], Refusal] = {}
+        self.by_request: dict[tuple[bytes, str | None, GateName], Refusal] = {}
 
-    def remember(self, request: tuple[bytes, str | None, bool | None], refusal: Refusal) -> None:
+    def remember(self, request: tuple[bytes, str | None, GateName], refusal: Refusal) -> None:
         """Keep what a request was answered, unless it is a rare one."""
         if len(self.by_request) < _KNOWN_REQUESTS and len(request[0]) <= _SHORT:
             self.by_request[request] = refusal
@@ -128,23 +131,23 @@ class Refusals:
         self._takes_status = handler is not None and _takes_two(handler)
         self._made = _Made(None)
 
-    def again(self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None) -> Refusal | None:
+    def again(self, scope: Scope, status: MaintenanceStatus, gate: GateName) -> Refusal | None:
         """Give the refusal that such a request got with the same `status` object, `None` where none did."""
         made = self._made
-        return made.by_request.get((_accept(scope), scope.get("method"), applied)) if made.status is status else None
+        return made.by_request.get((_accept(scope), scope.get("method"), gate)) if made.status is status else None
 
-    async def make(
-        self, scope: Scope, status: MaintenanceStatus, *, applied: bool | None, again: bool = True
-    ) -> Refusal:
+    async def make(self, scope: Scope, status: MaintenanceStatus, gate: GateName, *, again: bool = True) -> Refusal:
         """Make the refusal of one request.
 
         Args:
             scope: The ASGI scope.
             status: The status; where it is not active (a route forced on) the settings fill in.
-            applied: `False` when no code of the application has run yet, `None` when nobody can say.
+            gate: Which one refuses.
             again: Whether such a request is refused as long as the status holds.
         """
         settings = self._settings
+        # Whether code of the application has run already: not before the others, and nobody can say it for a guard.
+        applied = None if gate == "guard" else False
         if not status.active:
             status = replace(
                 status,
@@ -180,7 +183,7 @@ class Refusals:
             refusal = made.by_form.get((form, applied)) or self._make(form, status, applied=applied)
             made.by_form[form, applied] = refusal
             if again and self._handler is None and method != "HEAD":
-                made.remember((accept, method, applied), refusal)
+                made.remember((accept, method, gate), refusal)
         return refusal if method != "HEAD" else refusal.without_body()
 
     def _make(self, form: str, status: MaintenanceStatus, *, applied: bool | None) -> Refusal:

@@ -24,6 +24,9 @@ from fastapi_maintenance.refusal import answer_of, own_handler
 _iter_route_contexts = getattr(fastapi.routing, "iter_route_contexts", None)
 """There from FastAPI 0.137.2."""
 
+# Each route is asked, and Python looks up a member of an enumeration anew each time.
+_FULL, _PARTIAL = Match.FULL, Match.PARTIAL
+
 _DOCS = ("docs_url", "redoc_url", "openapi_url", "swagger_ui_oauth2_redirect_url")
 _WRAPPERS = 64
 """Middleware objects to look through; more is a loop."""
@@ -66,10 +69,10 @@ def operation_of(router: Any, scope: Scope) -> Operation | None:
             match, leaf = _match_included(route, scope)
         else:
             match, child = route.matches(scope)
-            leaf = _Leaf(route, route, child) if match is Match.FULL else None
+            leaf = _Leaf(route, route, child) if match is _FULL else None
         if leaf is not None:
             return _descend(router, leaf, scope)
-        if match is Match.PARTIAL:
+        if match is _PARTIAL:
             partly = True
     if partly or _redirects(router, scope):
         return None
@@ -109,7 +112,7 @@ def _match_included(included: Any, scope: Scope) -> tuple[Match, _Leaf | None]:
     if getattr(router.matches, "__func__", None) is APIRouter.matches:
         return _match_below(included, scope)
     match = included.matches(scope)[0]
-    if match is not Match.FULL:
+    if match is not _FULL:
         return match, None
     return match, _match_below(included, scope)[1] or _Leaf(included, included, {})
 
@@ -122,12 +125,12 @@ def _match_below(included: Any, scope: Scope) -> tuple[Match, _Leaf | None]:
             match, leaf = _match_included(below, scope)
         else:
             match, child = _match_leaf(below.original_route, below, scope)
-            leaf = _Leaf(below.original_route, below, child) if match is Match.FULL else None
+            leaf = _Leaf(below.original_route, below, child) if match is _FULL else None
         if leaf is not None:
             return match, leaf
-        if match is Match.PARTIAL:
+        if match is _PARTIAL:
             partly = True
-    return (Match.PARTIAL if partly else Match.NONE), None
+    return (_PARTIAL if partly else Match.NONE), None
 
 
 def _descend(router: Any, leaf: _Leaf, scope: Scope) -> Operation | None:
@@ -189,7 +192,7 @@ def _low_priority(router: Any) -> Iterator[Any]:
 
 def _frontend(route: Any, scope: Scope) -> Operation | None:
     match, child = route.matches(scope)
-    return Operation(child.get("endpoint")) if match is Match.FULL else None
+    return Operation(child.get("endpoint")) if match is _FULL else None
 
 
 def _redirects(router: Any, scope: Scope) -> bool:
@@ -226,7 +229,7 @@ class Marked:
         scope = _seen_by(self._router, scope)
         if self._paths is not None and not self._paths.match(route_path(scope)):
             return False
-        return any(_match_leaf(original, context, scope)[0] is Match.FULL for original, context in self._suspects)
+        return any(_match_leaf(original, context, scope)[0] is _FULL for original, context in self._suspects)
 
     def _build(self) -> None:
         marks = Marks.count
@@ -341,10 +344,11 @@ class GatedRoute(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or run the operation."""
-        if scope["method"] not in (self.methods or ()):
+        methods = self.methods
+        if methods is None or scope["method"] not in methods:
             await super().handle(scope, receive, send)
             return
-        gate = self.bound
+        gate = type(self).bound
         if gate is None:
             found = self.gate(scope)
             gate = found if isinstance(found, Gate) else await found
@@ -357,8 +361,8 @@ class GatedRoute(APIRoute):
             return
         passage = Passage(gate.owner, scope, None)
         try:
-            refusal = gate.refuse_again(scope, self.endpoint, applied=False) or await gate.check(
-                passage, scope, self.endpoint, applied=False
+            refusal = gate.refuse_again(scope, self.endpoint, "route") or await gate.check(
+                passage, scope, self.endpoint, "route"
             )
             if refusal is None:
                 await super().handle(scope, receive, send)

@@ -209,13 +209,21 @@ async def test_a_scope_that_is_used_again_carries_nothing_along(maintenance, gat
 
 
 @pytest.mark.parametrize("gates", GATES)
-async def test_afterwards_no_object_is_the_current_one(gates):
-    """Whatever gates a request came through, in the task that ran it no object is left as the current one."""
+@pytest.mark.parametrize("path", ["/quick", "/always"])
+@pytest.mark.parametrize("mode", [None, "read_only", "full"])
+async def test_afterwards_no_object_is_the_current_one(gates, path, mode):
+    """Whatever gates a request came through or was refused by, in the task that ran it no object is left as current."""
     maintenance = Maintenance(backend=MemoryBackend())
+    if mode is not None:
+        await maintenance.enable(mode=mode)
     around = FastAPI()
-    around.mount("/", Service(maintenance, gates).app)
     around.add_middleware(MaintenanceModeMiddleware, backend=MemoryBackend())
-    for app, path in ((Service(maintenance, gates + "+guard").app, "/quick"), (around, "/quick")):
+    services = [Service(maintenance, gates + "+guard"), Service(maintenance, gates)]
+    for service in services:
+        service.step.open = True
+    around.mount("/", services[1].app)
+    # The first one that is let through for what it asks is looked at in another way than the next.
+    for app in (services[0].app, around) * 2:
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "root_path": ""}
         await app(scope, AsyncMock(), AsyncMock())
         assert current_passage() is None
@@ -758,3 +766,19 @@ async def test_the_router_may_be_included_anywhere(maintenance):
         assert maintenance.snapshot.in_flight.operations() == ("GET /api/items/{item}",)
         assert len(maintenance.snapshot.in_flight._running) == 1
         step.open = True
+
+
+def test_an_included_websocket_is_named_by_its_full_path():
+    """What a drain that waits for a websocket names has the placeholders of its route, wherever that is included."""
+    maintenance, router = Maintenance(backend=MemoryBackend()), APIRouter()
+
+    @router.websocket("/rooms/{room}")
+    async def names(websocket: WebSocket, room: int):
+        await websocket.accept()
+        await websocket.send_json(maintenance.snapshot.in_flight.operations())
+        await websocket.close()
+
+    app = FastAPI(dependencies=[Depends(maintenance.guard)])
+    app.include_router(router, prefix="/api")
+    with TestClient(app).websocket_connect("/api/rooms/7") as session:
+        assert session.receive_json() == ["websocket /api/rooms/{room}"]

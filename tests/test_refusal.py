@@ -230,9 +230,11 @@ def test_any_form_of_headers_will_do(gate, headers, secret):
     assert [start["status"] for start in starts] == [503, 503, 503, 503, 503 if secret is None else 200]
 
 
-def test_an_answer_that_is_given_again_is_given_by_the_same_object():
-    """Who has an answer of the route class in hand on its way finds the functional API on the object that refused."""
-    seen, app = [], behind("route class", made())
+@every_gate
+@pytest.mark.parametrize("own", [False, True], ids=["built in", "exception handler"])
+def test_an_answer_that_is_given_again_is_given_by_the_same_object(gate, own):
+    """Who makes an answer, or has it in hand on its way, finds the functional API on the object that refused."""
+    seen, app = [], behind(gate, made())
 
     class Asking:
         def __init__(self, app):
@@ -245,9 +247,15 @@ def test_an_answer_that_is_given_again_is_given_by_the_same_object():
 
             await self.app(scope, receive, ask_first)
 
+    async def answer(request, error):
+        seen.append(await get_maintenance_mode())
+        return PlainTextResponse("closed", 503)
+
+    if own:
+        app.add_exception_handler(MaintenanceActive, answer)
     app.add_middleware(Asking)
     assert [ask(app).status_code for _ in range(3)] == [503] * 3
-    assert seen == [True] * 6
+    assert seen == [True] * (9 if own else 6)
 
 
 @every_gate

@@ -90,7 +90,7 @@ def quick() -> list[Subject]:
     backends = [Subject(OURS, "middleware", backend) for backend in ("environment", "memory", "file")]
     others = [Subject(OURS, gate, "memory") for gate in ("route class", "guard")]
     closed = [Subject(OURS, gate, "memory", closed=True) for gate in ("middleware", "route class")]
-    bare = [subject for subject in gates() if subject.package == BARE]
+    bare = [s for s in gates() if s.package == BARE and s.backend in {"", "environment", "memory", "file"}]
     return [*bare, *backends, *others, *closed]
 
 

@@ -47,9 +47,10 @@ def budget(subject: Subject, bare: float, dependency: float, slower: float) -> f
 
 def least_of(subject: Subject) -> Subject:
     """Give the bare application that does the least of what a subject has to: the physical limit beside the budget."""
-    gate = "refusal" if subject.closed else subject.gate.removeprefix("unbound ")
+    if not subject.closed:
+        return replace(subject.base, gate=f"least {subject.gate.removeprefix('unbound ')}", backend=subject.backend)
     store = "file" if subject.backend == "file" else "memory"
-    return replace(subject.base, gate=f"least {gate}", backend=store, closed=subject.closed)
+    return replace(subject.base, gate="least refusal", backend=store, closed=True)
 
 
 def dependency_of(subject: Subject) -> Subject:

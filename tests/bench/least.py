@@ -1,12 +1,14 @@
 """What the gates are compared with: empty ones, and the least that does what a gate has to, each in one function.
 
-Each knows one backend and one state, has no way for anything else, and calls nothing of its own: so a gate that counts
-its requests, or refuses them properly, costs more.
+Each knows one store and one state, has no way for anything else, and calls nothing of its own but what asks the store:
+so a gate that counts its requests, or refuses them properly, costs more.
 """
 
+import math
 import os
 import struct
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
 from operator import attrgetter
@@ -54,20 +56,47 @@ class _Note:
     token: Token[object]
 
 
-class _Known:
+class Known:
     """What a gate looks at: how much is marked, what is stored, what is open whatever the time is, and holds.
 
     Args:
+        store: Which kind of store, as a `Subject` names it.
         path: A file to look at, and to lock while a request is under way.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, store: str, path: Path | None) -> None:
         self.marks = 0
+        self.changed: Callable[[Any], bool] | None = {
+            "environment": self._variable_changed,
+            "slow store": self._is_old,
+            "redis": self._contact_is_lost,
+            "default object": self._is_another,
+        }.get(store)
+        self.variable, self.value = f"BENCH_LEAST_{id(self)}".encode(), None
+        self.asked_at, self.refresh_interval = time.monotonic(), math.inf
+        self.trouble, self.end = None, math.inf
         self.stored = self.open = object()
         self.holds: tuple[object, ...] = ()
         self.place: Any = None if path is None else str(path)
         self.descriptor: Any = None if path is None else os.open(path, os.O_RDWR | os.O_CREAT)
         self.looked: Any = None if path is None else _identity(os.lstat(path))
+
+    def _variable_changed(self, _: Any) -> bool:
+        environ: Any = os.environ
+        return environ._data.get(self.variable) is not self.value
+
+    def _is_old(self, _: Any) -> bool:
+        return time.monotonic() - self.asked_at >= self.refresh_interval
+
+    def _contact_is_lost(self, _: Any) -> bool:
+        return self.trouble is not None or self.end != math.inf
+
+    def _is_another(self, scope: Any) -> bool:
+        app = scope["app"]
+        return _is_another in app.dependency_overrides or bool(app.router.dependencies)
+
+
+def _is_another() -> None: ...
 
 
 _OPEN = object()
@@ -78,17 +107,14 @@ _running: set[object] = set()
 _turn = RLock()
 
 
-def middleware(app: App, path: Path | None) -> App:
+def middleware(app: App, known: Known) -> App:
     """Give a middleware that counts a request while it is under way, makes it the current one, and looks at the state.
 
     Args:
         app: What is called.
-        path: A file to look at, and to lock meanwhile.
+        known: What it looks at.
     """
-    return _counting(app, _Known(path))
 
-
-def _counting(app: App, known: _Known) -> App:
     async def call(scope: Any, receive: Any, send: Any) -> None:
         if known.marks or _NOTE in scope:
             raise NotImplementedError
@@ -106,7 +132,7 @@ def _counting(app: App, known: _Known) -> App:
                 fcntl(known.descriptor, F_OFD_SETLK, LOCK)
             if _identity(os.lstat(known.place)) != known.looked:
                 raise NotImplementedError
-        if known.stored is not known.open or known.holds:
+        if (known.changed is not None and known.changed(scope)) or known.stored is not known.open or known.holds:
             raise NotImplementedError
         request.verdict = _OPEN
         scope[_NOTE] = request
@@ -126,21 +152,19 @@ def _counting(app: App, known: _Known) -> App:
     return call
 
 
-def route_class(path: Path | None) -> type[APIRoute]:
+def route_class(known: Known) -> type[APIRoute]:
     """Give a route class that does the same around each operation."""
-    known = _Known(path)
 
     class LeastRoute(APIRoute):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.handle = _counting(super().handle, known)  # type: ignore[method-assign]
+            self.handle = middleware(super().handle, known)  # type: ignore[method-assign]
 
     return LeastRoute
 
 
-def guard(path: Path | None) -> Callable[..., Any]:
+def guard(known: Known) -> Callable[..., Any]:
     """Give a dependency that does the same, until the end of the request."""
-    known = _Known(path)
 
     class Counted(_Note):
         def __exit__(self, *_: object) -> None:
@@ -172,7 +196,7 @@ def guard(path: Path | None) -> Callable[..., Any]:
                 fcntl(known.descriptor, F_OFD_SETLK, LOCK)
             if _identity(os.lstat(known.place)) != known.looked:
                 raise NotImplementedError
-        if known.stored is not known.open or known.holds:
+        if (known.changed is not None and known.changed(scope)) or known.stored is not known.open or known.holds:
             raise NotImplementedError
         counted.verdict = _OPEN
         scope[_NOTE] = counted
@@ -185,27 +209,21 @@ _BODY = b'{"detail":"Service temporarily unavailable due to maintenance"}'
 _HEADERS = [(b"content-length", b"%d" % len(_BODY)), (b"content-type", b"application/json")]
 
 
-def fixed_refusal(path: Path | None) -> type[APIRoute]:
-    """Give a route class that refuses with bytes that are always the same.
-
-    Args:
-        path: A file to look at first.
-    """
-    place = _Known(path).place
+def fixed_refusal(known: Known) -> type[APIRoute]:
+    """Give a route class that refuses with bytes that are always the same, after a look at the file if there is one."""
 
     class FixedRoute(APIRoute):
         async def handle(self, scope: Any, receive: Any, send: Any) -> None:
-            if place is not None:
-                os.lstat(place)
+            if known.place is not None:
+                os.lstat(known.place)
             await send({"type": "http.response.start", "status": 503, "headers": list(_HEADERS)})
             await send({"type": "http.response.body", "body": _BODY})
 
     return FixedRoute
 
 
-def refusal(path: Path | None) -> type[APIRoute]:
+def refusal(known: Known) -> type[APIRoute]:
     """Give one that refuses in the form that `Accept` asks for, as the current request, and tells OpenTelemetry."""
-    place = _Known(path).place
     answers = {b"application/json": _BODY}
     # FastAPI itself imports it, or nobody is told.
     context, metrics = (sys.modules.get(f"opentelemetry.{name}") for name in ("context", "metrics"))
@@ -215,8 +233,8 @@ def refusal(path: Path | None) -> type[APIRoute]:
         async def handle(self, scope: Any, receive: Any, send: Any) -> None:
             token = _current.set(_Note())
             try:
-                if place is not None:
-                    os.lstat(place)
+                if known.place is not None:
+                    os.lstat(known.place)
                 body = answers.get(dict(scope["headers"]).get(b"accept", b""), _BODY)
                 if context is not None:
                     # Without one there is no current span to tell.

@@ -139,18 +139,19 @@ async def build(subject: Subject, folder: Path) -> Built:
 
 def _bare(subject: Subject, folder: Path) -> Built:
     path = folder / f"{os.getpid()}-{next(_numbers)}.least" if subject.backend == "file" else None
+    known = least.Known(subject.backend, path)
     dependency = {"empty dependency": lambda _: least.empty_dependency, "least guard": least.guard}.get(subject.gate)
     route_class = {
         "least route class": least.route_class,
         "fixed refusal": least.fixed_refusal,
         "least refusal": least.refusal,
     }.get(subject.gate)
-    app = FastAPI(dependencies=[] if dependency is None else [Depends(dependency(path))])
+    app = FastAPI(dependencies=[] if dependency is None else [Depends(dependency(known))])
     if subject.gate == "empty middleware":
         app.add_middleware(least.EmptyMiddleware)
     elif subject.gate == "least middleware":
-        app.add_middleware(least.middleware, path=path)
-    return _with_routes(subject, app, None if route_class is None else route_class(path))
+        app.add_middleware(least.middleware, known=known)
+    return _with_routes(subject, app, None if route_class is None else route_class(known))
 
 
 # The workload
@@ -338,7 +339,8 @@ def gates() -> list[Subject]:
     return [
         Subject(gate="empty middleware"),
         Subject(gate="empty dependency"),
-        *(Subject(gate=f"least {gate}", backend=store) for gate in GATES for store in stores),
+        *(Subject(gate=f"least {gate}", backend=s) for gate in GATES for s in (*stores, "environment", "slow store")),
+        Subject(gate="least route class", backend=DEFAULT_OBJECT),
         *(Subject(gate=gate, backend=store, closed=True) for gate in REFUSALS for store in stores),
         *ours,
         Subject(OURS, "unbound route class", DEFAULT_OBJECT),
@@ -355,8 +357,9 @@ def peers() -> list[Subject]:
 
 
 def on_redis(url: str) -> list[Subject]:
-    """Give our gates on a Redis server."""
-    return [Subject(OURS, gate, "redis", redis=url) for gate in GATES]
+    """Give our gates on a Redis server, and the least that one has to do."""
+    ours = [Subject(OURS, gate, "redis", redis=url) for gate in GATES]
+    return [*ours, *(Subject(gate=f"least {gate}", backend="redis") for gate in GATES)]
 
 
 def has_redis() -> bool:
@@ -387,9 +390,9 @@ def in_each_state(subjects: list[Subject]) -> list[Subject]:
 
 def _is_for_all_routes(subject: Subject) -> bool:
     """Tell whether a subject is one of the few that are asked behind other routes, too, or what those need beside."""
-    if subject.package == OURS:
-        return subject.backend in {"memory", "file", DEFAULT_OBJECT}
-    return subject.package == BARE and subject.gate != "empty middleware"
+    if subject.package not in {OURS, BARE} or subject.gate == "empty middleware":
+        return False
+    return subject.backend in {"", "memory", "file", DEFAULT_OBJECT}
 
 
 def free_port() -> int:

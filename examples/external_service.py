@@ -3,6 +3,7 @@
 `GET {url}/maintenance` gives `{"active": true}` or `{"active": false}`, `PUT` with the same body changes it. The other
 service is asked once a second in the background, never by a request; while it is down the last known state holds.
 
+    pip install httpx
     MAINTENANCE_API=http://127.0.0.1:9000 uvicorn examples.external_service:app
 """
 

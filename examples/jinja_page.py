@@ -2,6 +2,7 @@
 
 Jinja2 escapes the message, as everywhere in `.html` templates. Without a known end nothing is said about it.
 
+    pip install jinja2
     FASTAPI_MAINTENANCE_MODE=1 uvicorn examples.jinja_page:app
 """
 

@@ -146,7 +146,7 @@ class Refusals:
             again: Whether such a request is refused as long as the status holds.
         """
         settings = self._settings
-        # Whether code of the application has run already: not before the others, and nobody can say it for a guard.
+        # No code of the application has run before the others; for a guard, which is a dependency, nobody can say.
         applied = None if gate == "guard" else False
         if not status.active:
             status = replace(

@@ -70,7 +70,7 @@ class Known:
             "environment": self._variable_changed,
             "slow store": self._is_old,
             "redis": self._contact_is_lost,
-            "default object": self._is_another,
+            "default object": self._another_is_meant,
         }.get(store)
         self.variable, self.value = f"BENCH_LEAST_{id(self)}".encode(), None
         self.asked_at, self.refresh_interval = time.monotonic(), math.inf
@@ -91,12 +91,9 @@ class Known:
     def _contact_is_lost(self, _: Any) -> bool:
         return self.trouble is not None or self.end != math.inf
 
-    def _is_another(self, scope: Any) -> bool:
+    def _another_is_meant(self, scope: Any) -> bool:
         app = scope["app"]
-        return _is_another in app.dependency_overrides or bool(app.router.dependencies)
-
-
-def _is_another() -> None: ...
+        return empty_dependency in app.dependency_overrides or bool(app.router.dependencies)
 
 
 _OPEN = object()

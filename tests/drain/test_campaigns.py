@@ -49,8 +49,7 @@ def test_nothing_runs_in_a_window(plan):
 @needs_gunicorn
 @pytest.mark.parametrize("plan", CONTROLS, ids=str)
 def test_a_protocol_that_is_broken_on_purpose_is_caught(plan):
-    """Without the slot, or with one descriptor for all workers, requests run in windows, and it is seen."""
+    """Without the slot, or with one descriptor for all workers, requests run in most windows, and it is seen."""
     seen = run(plan)
     assert seen.contested >= plan.contested, seen
-    # Not in each of them: on a busy machine what ran may have ended by the time the holder is in.
-    assert seen.violated > 0, seen
+    assert seen.violated * 2 > seen.contested, seen

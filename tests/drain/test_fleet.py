@@ -39,5 +39,4 @@ def test_a_promise_without_counting_is_caught():
     plan = Plan("uvicorn", windows=10, control="idle-always", holders=("script",), at_start=0)
     seen = run_on_redis(plan)
     assert seen.contested >= plan.contested, seen
-    # Not in each of them: on a busy machine what ran may have ended by the time the holder is in.
-    assert seen.violated > 0, seen
+    assert seen.violated * 2 > seen.contested, seen

@@ -56,7 +56,7 @@ class EnvVarBackend(BaseStateBackend):
             stored: object = environ._data.get(self._key)  # noqa: SLF001
         except AttributeError:  # a plain dictionary in its place
             stored = environ.get(self.var_name)
-        # What was set anew to the same is read again: to tell that it is the same would cost each request.
+        # By identity, which is quicker for each request: what was set anew to the same is read again.
         if stored is not self._raw:
             self._read(stored)
         return self._state

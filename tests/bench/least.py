@@ -1,7 +1,7 @@
 """What the gates are compared with: empty ones, and the least that does what a gate has to, each in one function.
 
-Each knows one store and one state, has no way for anything else, and calls nothing of its own but what asks the store:
-so a gate that counts its requests, or refuses them properly, costs more.
+Each knows one state, has no way for anything else, and calls nothing of its own but what asks its store, or which
+object is meant; one that refuses asks no store but a file. So a gate that does it properly costs more.
 """
 
 import math

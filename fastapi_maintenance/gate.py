@@ -203,10 +203,10 @@ class Gate:
         """
         opened = self._open
         # Who was closed when last looked at is looked at by `check`, once and without being counted first.
-        if opened is None or (endpoint is not None and Marks.count and mark_of(endpoint) is not None):
+        if opened is None or (Marks.count and endpoint is not None and mark_of(endpoint) is not None):
             return None
-        owner = self.owner
-        if NOTES in scope and self._noted(scope) is not None:
+        owner, around = self.owner, NOTES in scope
+        if around and self._noted(scope) is not None:
             return Passage(owner, scope, None)
         state, reading = opened
         snapshot = owner.snapshot
@@ -214,17 +214,22 @@ class Gate:
         passage = Passage(owner, scope, in_flight)
         try:
             # Who drains closes first and looks at the count then, so that one of the two sees the other.
-            if not in_flight.enter(passage):
+            here = in_flight.here
+            if here is not None:
+                here.add(passage)
+            elif not in_flight.enter(passage):
                 passage.counted = None
-            elif snapshot.glance() is state and (reading is None or reading.means(time.time())):
-                passage.verdict = _ADMITTED
-                if self._enabled is None:
-                    # As `note` does it with `whatever`, but each request comes here, and a call costs as much.
-                    if NOTES in scope:
-                        passage.before = next(noted(scope), None)
+                passage.leave()
+                return None
+            if snapshot.glance() is state and (reading is None or reading.means(time.time())):
+                if around or self._enabled is not None:
+                    self._note_open(passage, scope)
+                else:
+                    # The same for most requests, for a call costs as much as what it does.
+                    passage.verdict = _ADMITTED
                     scope[NOTES] = passage
                 return passage
-            elif self._is_open_to(scope):
+            if self._is_open_to(scope):
                 self._note_open(passage, scope)
                 return passage
         except Exception:  # noqa: BLE001, S110 - whatever a user's backend raises: `check` asks again, and tells of it

@@ -51,9 +51,15 @@ class InFlight:
 
     It is also the base class of those that reach further: a machine, a fleet. `enter` and `leave` are on the path of
     each request: they never wait, and may be called in any thread.
+
+    Attributes:
+        here: The requests themselves, for who comes to add itself and who goes to discard itself, as `enter` and
+            `leave` would; `None` where there is more to do than that, which these two do.
     """
 
     def __init__(self) -> None:
+        # Not a default of the class, over which Python finds it more slowly.
+        self.here: set[object] | None = None
         self._running: set[object] = set()
         self._lifespans = 0
         self._joined = False
@@ -63,7 +69,7 @@ class InFlight:
         """Begin anew: the requests of the parent run in the parent."""
         self._running = set()
         self._lifespans = 0
-        self._joined = False
+        self._joined, self.here = False, None
 
     # Requests
 
@@ -73,7 +79,8 @@ class InFlight:
         Returns:
             `False` when a drained hold keeps everybody out.
         """
-        self._joined = True
+        if not self._joined:
+            self.join()
         self._running.add(request)
         return True
 
@@ -113,10 +120,12 @@ class InFlight:
     def join(self) -> None:
         """Be a worker from now on, if it is none: a lifespan begins, or a request came to a gate."""
         self._joined = True
+        if _ways(type(self)) == _PLAIN:
+            self.here = self._running
 
     def part(self) -> None:
         """Be no worker any more, until the next request."""
-        self._joined = False
+        self._joined, self.here = False, None
 
     async def workers(self) -> tuple[Worker, ...]:
         """Give the workers that are attached.
@@ -157,6 +166,14 @@ class InFlight:
         busy = [worker for worker in workers if worker.busy]
         pids, hosts = places(busy)
         return DrainTimeout(seconds, len(busy), len(workers), pids, self.operations(), hosts)
+
+
+def _ways(kind: type[InFlight]) -> tuple[object, object]:
+    return kind.enter, kind.leave
+
+
+_PLAIN = _ways(InFlight)
+"""What `here` stands in for; not for that of a subclass, or of a test."""
 
 
 NOTES = "fastapi_maintenance"
@@ -235,7 +252,11 @@ class Passage:
         counted, token = self.counted, self.token
         self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
-            counted.leave(self)
+            here = counted.here
+            if here is None:
+                counted.leave(self)
+            else:
+                here.discard(self)
         if token is not None:
             # A server may end a request or a lifespan in another context than the one that began it.
             try:

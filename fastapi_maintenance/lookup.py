@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from typing import Any
 
-from fastapi_maintenance.maintenance import Maintenance, get_maintenance, overridden, owner_of_guard
-from fastapi_maintenance.routing import GatedRoute, operations_of
+from fastapi_maintenance.maintenance import Maintenance, MaintenanceRoute, get_maintenance, overridden, owner_of_guard
+from fastapi_maintenance.routing import operations_of
 
 
 async def maintenance_named(name: str, scope: str | None = None) -> Maintenance:
@@ -96,9 +96,8 @@ def _of_routes(app: Any) -> Iterator[Maintenance | None]:
     for depends in getattr(app.router, "dependencies", ()):
         yield from _bound(owner_of_guard(depends.dependency))
     for original, context in operations_of(app):
-        if isinstance(original, GatedRoute):
-            owner = original.maintenance
-            yield owner if isinstance(owner, Maintenance) else None
+        if isinstance(original, MaintenanceRoute):
+            yield original.maintenance
         yield from _of_dependant(getattr(context, "dependant", None))
 
 

@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import Depends
+from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from fastapi_maintenance.asgi import path_of
 from fastapi_maintenance.audit import record, whoami
@@ -23,8 +24,8 @@ from fastapi_maintenance.holds import Drain, HoldContext, hold_template
 from fastapi_maintenance.inflight import NOTES, InFlight, Passage, Worker, noted
 from fastapi_maintenance.marks import Mark, mark_of
 from fastapi_maintenance.openapi import describe, refusal_response
-from fastapi_maintenance.refusal import ResponseHandler, prepare_to_raise
-from fastapi_maintenance.routing import GatedRoute, operations_of
+from fastapi_maintenance.refusal import ResponseHandler, answer_of, own_handler, prepare_to_raise
+from fastapi_maintenance.routing import operations_of
 from fastapi_maintenance.settings import (
     DEFAULT_SCOPE,
     PREFIX,
@@ -220,7 +221,7 @@ class Maintenance:
         for original, context in operations_of(app):
             if (
                 everything
-                or (isinstance(original, GatedRoute) and self._serves(app, original.maintenance, _guarding(app)))
+                or (isinstance(original, MaintenanceRoute) and self._serves(app, original.maintenance, _guarding(app)))
                 or self._guards(getattr(context, "dependant", None))
             ):
                 yield context, context.path_format
@@ -453,29 +454,90 @@ def _warn_of_idle_variable(scope: str, backend: object) -> None:
         )
 
 
-class MaintenanceRoute(GatedRoute):
+class MaintenanceRoute(APIRoute):
     """`APIRouter(route_class=MaintenanceRoute)`: refuses before the body is read and before any dependency runs.
 
     It serves, the first that exists: what `app.dependency_overrides[get_maintenance]` gives, the object whose gate this
-    request already came through, the object whose guard stands in the app's dependencies, the default object.
+    request already came through, the object whose guard stands in the app's dependencies, the default object. 405 stays
+    405.
     """
+
+    # FastAPI asks each included route forty times whether it is of a class of its own, and each class between the two
+    # takes longer (issue 7): this one stands next to it.
+
+    maintenance: ClassVar[Maintenance | None] = None
+    """The object that the class is bound to."""
+
+    bound: ClassVar[Gate | None] = None
+    """Its gate."""
+
+    refusal_code: ClassVar[int] = 503
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.bound is None and _default.maintenance is None:
             _check_environment()
 
+    @property
+    def responses(self) -> dict[int | str, dict[str, Any]]:
+        """The responses for OpenAPI, asked late: a mark may be put on above the route decorator."""
+        mark, code = mark_of(getattr(self, "endpoint", None)), self.refusal_code
+        if mark is Mark.FORCED_OFF or code in self._responses or str(code) in self._responses:
+            return self._responses
+        return {code: refusal_response(always=mark is Mark.FORCED_ON), **self._responses}
+
+    @responses.setter
+    def responses(  # pyright: ignore[reportIncompatibleVariableOverride] - asked late
+        self, responses: dict[int | str, dict[str, Any]]
+    ) -> None:
+        # Before FastAPI 0.137 an included route gets what the original one told when it was included.
+        told = responses.get(self.refusal_code)
+        ours = told is not None and told in (refusal_response(), refusal_response(always=True))
+        self._responses = {k: v for k, v in responses.items() if v is not told} if ours else responses
+
     def gate(self, scope: Scope) -> Gate | Awaitable[Gate]:
         """Give the gate of the object that serves this request; an override may take its time."""
         app: Any = scope.get("app")
         try:
-            if get_maintenance in app.dependency_overrides:
-                return _overriding_gate(app, scope)
-            # Mostly nothing but the default object can be meant, and that is known without asking further.
-            default = not (app.router.dependencies or NOTES in scope)
+            overridden = get_maintenance in app.dependency_overrides
+            if not (overridden or app.router.dependencies or NOTES in scope):
+                # Mostly nothing but the default object can be meant, and that is known without asking further.
+                return (_default.maintenance or get_maintenance()).gate
         except AttributeError:  # no FastAPI application is around
-            default = False
-        return get_maintenance().gate if default else _unbound_gate(app, scope)
+            overridden = False
+        return _overriding_gate(app, scope) if overridden else _unbound_gate(app, scope)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or run the operation; where there is none for the method, the framework has an answer of its own."""
+        methods, gate = self.methods, type(self).bound
+        if gate is None and methods is not None and scope["method"] in methods:
+            found = self.gate(scope)
+            gate = found if isinstance(found, Gate) else await found
+        # Where it is open the framework may say 405 as well as anything, and each request would ask for the method.
+        passage = None if gate is None else gate.admit_if_open(scope, self.endpoint)
+        if passage is not None:
+            try:
+                await super().handle(scope, receive, send)
+            finally:
+                passage.leave()
+            return
+        if gate is None or methods is None or scope["method"] not in methods:
+            await super().handle(scope, receive, send)
+            return
+        passage = Passage(gate.owner, scope, None)
+        try:
+            refusal = gate.refuse_again(scope, self.endpoint, "route") or await gate.check(
+                passage, scope, self.endpoint, "route"
+            )
+            if refusal is None:
+                await super().handle(scope, receive, send)
+                return
+            gate.report(refusal, scope, "route", path_of(scope))
+            handler = own_handler(scope.get("app"), refusal)
+            response = refusal.response if handler is None else await answer_of(handler, refusal, scope)
+            await response(scope, receive, send)
+        finally:
+            passage.leave()
 
 
 def _unbound_gate(app: Any, scope: Scope) -> Gate:

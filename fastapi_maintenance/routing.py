@@ -1,25 +1,21 @@
-"""Which operation a request is for, which operations have a mark, and the route class.
+"""Which operation a request is for, and which operations have a mark.
 
 The only module that reads private names of FastAPI, each with a default, in `_match_leaf` and `_low_priority`.
 """
 
 import re
-from collections.abc import Awaitable, Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import fastapi.routing
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
-from fastapi_maintenance.asgi import copied, path_of, route_path
-from fastapi_maintenance.gate import Gate
-from fastapi_maintenance.inflight import Passage
-from fastapi_maintenance.marks import Mark, Marks, mark_of
-from fastapi_maintenance.openapi import refusal_response
-from fastapi_maintenance.refusal import answer_of, own_handler
+from fastapi_maintenance.asgi import copied, route_path
+from fastapi_maintenance.marks import Marks, mark_of
 
 _iter_route_contexts = getattr(fastapi.routing, "iter_route_contexts", None)
 """There from FastAPI 0.137.2."""
@@ -308,68 +304,3 @@ class _Routes:
         return (
             routes is not self.listed or len(routes) != self.length or (routes[-1] if routes else None) is not self.last
         )
-
-
-class GatedRoute(APIRoute):
-    """A route that asks its gate before the body is read and before any dependency runs; 405 stays 405."""
-
-    maintenance: ClassVar[object | None] = None
-    """The object that the class is bound to."""
-
-    bound: ClassVar[Gate | None] = None
-    """Its gate."""
-
-    refusal_code: ClassVar[int] = 503
-
-    @property
-    def responses(self) -> dict[int | str, dict[str, Any]]:
-        """The responses for OpenAPI, asked late: a mark may be put on above the route decorator."""
-        mark, code = mark_of(getattr(self, "endpoint", None)), self.refusal_code
-        if mark is Mark.FORCED_OFF or code in self._responses or str(code) in self._responses:
-            return self._responses
-        return {code: refusal_response(always=mark is Mark.FORCED_ON), **self._responses}
-
-    @responses.setter
-    def responses(  # pyright: ignore[reportIncompatibleVariableOverride] - asked late
-        self, responses: dict[int | str, dict[str, Any]]
-    ) -> None:
-        # Before FastAPI 0.137 an included route gets what the original one told when it was included.
-        told = responses.get(self.refusal_code)
-        ours = told is not None and told in (refusal_response(), refusal_response(always=True))
-        self._responses = {k: v for k, v in responses.items() if v is not told} if ours else responses
-
-    def gate(self, scope: Scope) -> Gate | Awaitable[Gate]:
-        """Give the gate of the object that serves this request, where the class is bound to none; may be `async`."""
-        raise NotImplementedError
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or run the operation."""
-        methods = self.methods
-        if methods is None or scope["method"] not in methods:
-            await super().handle(scope, receive, send)
-            return
-        gate = type(self).bound
-        if gate is None:
-            found = self.gate(scope)
-            gate = found if isinstance(found, Gate) else await found
-        passage = gate.admit_if_open(scope, self.endpoint)
-        if passage is not None:
-            try:
-                await super().handle(scope, receive, send)
-            finally:
-                passage.leave()
-            return
-        passage = Passage(gate.owner, scope, None)
-        try:
-            refusal = gate.refuse_again(scope, self.endpoint, "route") or await gate.check(
-                passage, scope, self.endpoint, "route"
-            )
-            if refusal is None:
-                await super().handle(scope, receive, send)
-                return
-            gate.report(refusal, scope, "route", path_of(scope))
-            handler = own_handler(scope.get("app"), refusal)
-            response = refusal.response if handler is None else await answer_of(handler, refusal, scope)
-            await response(scope, receive, send)
-        finally:
-            passage.leave()

@@ -1,5 +1,7 @@
 """Who is running: what holds for each way of counting, in a process, on a machine and in a fleet."""
 
+import asyncio
+import copy
 import gc
 import sys
 import threading
@@ -8,7 +10,10 @@ from math import inf
 from unittest.mock import Mock
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from fastapi_maintenance import Maintenance
 from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend
 from fastapi_maintenance.backends.redis.fleet import Fleet, Terms
 from fastapi_maintenance.backends.redis.workers import FleetInFlight
@@ -247,3 +252,91 @@ def test_a_request_is_named_by_what_it_asks_until_it_ends():
     for passage in reversed(passages):
         passage.leave()
     assert named == ("GET /op", "websocket /socket")
+
+
+class Told(InFlight):
+    """A user's own, which does as its parent, and tells of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+
+class Entered(Told):
+    """Tells who came."""
+
+    tells = "enter"
+
+    def enter(self, request):
+        """Count a request in."""
+        self.told.append(self.tells)
+        return super().enter(request)
+
+
+class Left(Told):
+    """Tells who went."""
+
+    tells = "leave"
+
+    def leave(self, request):
+        """Count a request out."""
+        self.told.append(self.tells)
+        super().leave(request)
+
+
+def counting(in_flight):
+    """Give an open app whose operation tells how many requests run, and whose requests are counted there."""
+    maintenance, app = Maintenance(backend=MemoryBackend()), FastAPI()
+    maintenance.snapshot.in_flight = in_flight
+    app.router.route_class = maintenance.route_class
+
+    async def running():
+        return [worker.in_flight for worker in await in_flight.workers()]
+
+    app.get("/x")(running)
+    return TestClient(app)
+
+
+@pytest.mark.parametrize("kind", [Entered, Left])
+def test_a_way_of_counting_of_somebodys_own_is_asked_each_time(kind):
+    """A subclass that overrides one of `enter` and `leave` is asked by each request, also after it is a worker."""
+    in_flight = kind()
+    client = counting(in_flight)
+    assert [client.get("/x").json() for _ in range(3)] == [[1]] * 3
+    assert in_flight.told == [kind.tells] * 3
+
+
+@pytest.mark.parametrize("again", ["part", "after_fork"])
+def test_the_next_request_is_a_worker_again(again):
+    """Who has left, or was forked, is no worker, and is one again with the next request; none is counted twice."""
+    in_flight = InFlight()
+    client = counting(in_flight)
+    first = [client.get("/x").json() for _ in range(2)]
+    getattr(in_flight, again)()
+    left = asyncio.run(in_flight.workers())
+    assert (first, left, [client.get("/x").json() for _ in range(2)]) == ([[1]] * 2, (), [[1]] * 2)
+    assert in_flight.operations() == ()
+
+
+def test_a_copy_counts_for_itself():
+    """Requests of a copy are those of the copy, and all of them are counted."""
+    in_flight = InFlight()
+    assert counting(in_flight).get("/x").json() == [1]
+    copied = copy.deepcopy(in_flight)
+    assert [counting(copied).get("/x").json() for _ in range(2)] == [[1]] * 2
+    assert copied.operations() == in_flight.operations() == ()
+
+
+@pytest.mark.parametrize("meanwhile", ["join", "part", "after_fork"])
+@pytest.mark.parametrize("before", [False, True])
+def test_who_was_counted_is_counted_out_whatever_came_between(before, meanwhile):
+    """A request that ends after the process became a worker, or was none any more, leaves nothing behind."""
+    in_flight = InFlight()
+    if before:
+        in_flight.join()
+    passage = Passage(None, {"method": "GET", "path": "/op"}, in_flight)
+    in_flight.enter(passage)
+    getattr(in_flight, meanwhile)()
+    passage.leave()
+    assert in_flight.operations() == ()
+    assert asyncio.run(in_flight.drained("a hold"))

@@ -23,6 +23,7 @@ from starlette.routing import Host, Match, Mount, Route, Router
 from fastapi_maintenance import (
     Maintenance,
     MaintenanceModeMiddleware,
+    MaintenanceRoute,
     MaintenanceSettings,
     force_maintenance_mode_off,
     force_maintenance_mode_on,
@@ -31,7 +32,7 @@ from fastapi_maintenance.backends import MemoryBackend
 from fastapi_maintenance.decision import Verdict
 from fastapi_maintenance.inflight import NOTES, Passage, noted
 from fastapi_maintenance.marks import Marks
-from fastapi_maintenance.routing import GatedRoute, Marked, _match_leaf, _seen_by, operation_of, routed
+from fastapi_maintenance.routing import Marked, _match_leaf, _seen_by, operation_of, routed
 
 FASTAPI = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
 live_routers = pytest.mark.skipif(FASTAPI < (0, 137), reason="routers are copied when they are included")
@@ -843,22 +844,14 @@ def test_a_route_finds_its_gate(how):
     """A route serves the object that its class is bound to: also a copy, one made by another class, or bound later."""
     maintenance = closed_one()
     bound = maintenance.route_class
-    kind = {"copied": bound, "mixed in": type("Mixed", (Skipping, bound), {})}.get(how, type("Own", (GatedRoute,), {}))
+    own = type("Own", (MaintenanceRoute,), {})
+    kind = {"copied": bound, "mixed in": type("Mixed", (Skipping, bound), {})}.get(how, own)
     router = APIRouter(route_class=kind)
     router.add_api_route("/op", lambda: 1)
     if how == "bound later":
         kind.bound = maintenance.gate
     app = FastAPI(routes=copy.deepcopy(router.routes) if how == "copied" else router.routes)
     assert statuses(app, "/op") == [503]
-
-
-def test_a_route_class_needs_a_gate():
-    """The common base of the route classes serves no object by itself."""
-    app = FastAPI()
-    app.router.route_class = GatedRoute
-    app.get("/op")(lambda: 1)
-    with pytest.raises(NotImplementedError):
-        statuses(app, "/op")
 
 
 def test_wrong_method_without_an_application():

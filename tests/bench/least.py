@@ -45,6 +45,14 @@ class EmptyMiddleware:
         await self.app(scope, receive, send)
 
 
+class EmptyRoute(APIRoute):
+    """Passes everything on."""
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass it on."""
+        await super().handle(scope, receive, send)
+
+
 async def empty_dependency() -> None:
     """Do nothing."""
 

@@ -38,7 +38,8 @@ class Subject:
     Attributes:
         package: Whose gate it is, `bare` for none.
         gate: `middleware`, `route class`, `unbound route class`, `guard`; of the bare ones `none`, `empty middleware`,
-            `empty dependency`, `fixed refusal`, and `least` before `middleware`, `route class`, `guard`, `refusal`.
+            `empty route class`, `empty dependency`, `fixed refusal`, and `least` before `middleware`, `route class`,
+            `guard`, `refusal`.
         backend: `environment`, `memory`, `file`, `redis`, `slow store`, or the default object's.
         closed: Whether it refuses.
         routes: How many operations the application has.
@@ -142,6 +143,7 @@ def _bare(subject: Subject, folder: Path) -> Built:
     known = least.Known(subject.backend, path)
     dependency = {"empty dependency": lambda _: least.empty_dependency, "least guard": least.guard}.get(subject.gate)
     route_class = {
+        "empty route class": lambda _: least.EmptyRoute,
         "least route class": least.route_class,
         "fixed refusal": least.fixed_refusal,
         "least refusal": least.refusal,
@@ -338,6 +340,7 @@ def gates() -> list[Subject]:
     stores = ("memory", "file") if least.has_range_locks() else ("memory",)
     return [
         Subject(gate="empty middleware"),
+        Subject(gate="empty route class"),
         Subject(gate="empty dependency"),
         *(Subject(gate=f"least {gate}", backend=s) for gate in GATES for s in (*stores, "environment", "slow store")),
         Subject(gate="least route class", backend=DEFAULT_OBJECT),

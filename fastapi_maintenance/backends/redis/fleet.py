@@ -89,6 +89,11 @@ class Fleet:
         place: The prefix of all keys, with a hash tag.
         terms: How long what lasts.
         name: The backend's name for people.
+
+    Attributes:
+        in_flight: The requests that are running in the fleet.
+        view: What was heard last.
+        trouble: Why there is no contact, `None` while there is.
     """
 
     def __init__(self, link: Link, place: str, terms: Terms, name: str) -> None:
@@ -105,10 +110,10 @@ class Fleet:
         self._wake = asyncio.Event()
         self._beating = asyncio.Lock()
         self._heard = threading.Event()
-        self._trouble: str | None = "it was not asked yet"
+        self.trouble: str | None = "it was not asked yet"
         self._known = NOTHING
         self._contact = NEVER
-        self._view = View(OPEN, math.inf, OPEN)
+        self.view = View(OPEN, math.inf, OPEN)
         self._sent = self._applied = self._pushes = 0
         self._beats = 0
         self._registered = False
@@ -144,27 +149,20 @@ class Fleet:
         self.begin()
         self._heard.wait(seconds)
 
-    def peek(self) -> MaintenanceState:
-        """Give what was heard last.
-
-        Raises:
-            BackendError: There is no contact now.
-        """
-        view = self._view
-        if self._trouble is None and (view.end == math.inf or time.monotonic() < view.end):
-            return view.state
-        raise BackendError(self._name, self._trouble or "it was not heard for the time of a lease")
+    def silence(self) -> BackendError:
+        """Give the error that says why the view is vouched for no longer."""
+        return BackendError(self._name, self.trouble or "it was not heard for the time of a lease")
 
     def remembered(self) -> MaintenanceState | None:
         """Give what is known without contact; `None` when that was closed by a hold whose lease may have ended."""
-        view = self._view
+        view = self.view
         if self._known is NOTHING and self._contact is NEVER:
             return None
         return view.state if time.monotonic() < view.end else None
 
     def rest(self) -> MaintenanceState:
         """Give what is known beside the holds."""
-        return self._view.rest
+        return self.view.rest
 
     async def ask(self, work: Callable[[], Any], seconds: float | None = None) -> Any:
         """Run a coroutine function in the link's thread, at most as long as a change may take.
@@ -181,7 +179,7 @@ class Fleet:
     async def read(self) -> MaintenanceState:
         """Ask the store for the state now."""
         await self.ask(self._look)
-        return self._view.state
+        return self.view.state
 
     async def change(self, edit: Edit, *, take: Hold | None = None) -> MaintenanceState:
         """Store `edit(what is stored)`; it is done again when another change came in between."""
@@ -263,7 +261,7 @@ class Fleet:
         """
         held = self._held.get(hold_id)
         if held is None or held.check():
-            raise BackendError(self._name, f"hold {hold_id} was lost while it drained: {self._trouble or 'too late'}")
+            raise BackendError(self._name, f"hold {hold_id} was lost while it drained: {self.trouble or 'too late'}")
         if not held.may_count():
             return False
         began = time.monotonic()
@@ -291,7 +289,7 @@ class Fleet:
     def close(self) -> None:
         """Talk to the store no more."""
         self._link.remove(self)
-        self._trouble = "it was closed"
+        self.trouble = "it was closed"
         # Not cleared: the garbage collector may call this while the lock of the old one is taken.
         self._heard = threading.Event()
 
@@ -318,7 +316,7 @@ class Fleet:
 
     def lose_contact(self, reason: str) -> None:
         """Take note that the store does not answer."""
-        self._trouble = reason
+        self.trouble = reason
         self._heard.set()
 
     def _apply(self, reply: Reply, sent: int, pushes: int) -> bool:
@@ -341,12 +339,12 @@ class Fleet:
             if not same:
                 # Emptied, and written by somebody who did not know the holds: their owners write them again.
                 self._awaited = tuple(hold for hold in known.state.holds if hold.id in self._alive)
-                self._awaited_until = self._view.end
+                self._awaited_until = self.view.end
             self._awaited = tuple(hold for hold in self._awaited if hold.id not in reply.leases)
             self._alive = frozenset(reply.leases)
             self._next_end = min(reply.leases.values(), default=math.inf) / 1000
         self._show(frozenset())
-        self._trouble = None
+        self.trouble = None
         self._heard.set()
         return False
 
@@ -366,15 +364,15 @@ class Fleet:
             for hold in self._awaited:
                 state = state.with_unlisted(hold)
         rest = self._known.state.with_live_holds(())
-        if state == self._view.state:
-            state = self._view.state
+        if state == self.view.state:
+            state = self.view.state
         bar |= {hold.id for hold in state.holds if hold.phase != "orphan" and hold.mode == "full"}
         end = self._contact.received + _KEEP * self._terms.lease if state is not rest else math.inf
         view = View(state, end, rest)
         if bar:
-            self._view = view
+            self.view = view
         self.in_flight.bar(bar, end)
-        self._view = view
+        self.view = view
 
     # In the link's thread: what is told
 

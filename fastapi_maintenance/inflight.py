@@ -119,9 +119,10 @@ class InFlight:
 
     def join(self) -> None:
         """Be a worker from now on, if it is none: a lifespan begins, or a request came to a gate."""
-        self._joined = True
-        if _ways(type(self)) == _PLAIN:
-            self.here = self._running
+        if not self._joined:
+            # In this order: where it parts meanwhile, nobody comes in without being a worker.
+            self.here = self._running if _ways(type(self)) == _PLAIN else None
+            self._joined = True
 
     def part(self) -> None:
         """Be no worker any more, until the next request."""

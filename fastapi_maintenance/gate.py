@@ -214,9 +214,8 @@ class Gate:
         passage = Passage(owner, scope, in_flight)
         try:
             # Who drains closes first and looks at the count then, so that one of the two sees the other.
-            here = in_flight.here
-            if here is not None:
-                here.add(passage)
+            if in_flight.plain:
+                in_flight.running.add(passage)
             elif not in_flight.enter(passage):
                 passage.counted = None
                 passage.leave()

@@ -53,23 +53,31 @@ class InFlight:
     each request: they never wait, and may be called in any thread.
 
     Attributes:
-        here: The requests themselves, for who comes to add itself and who goes to discard itself, as `enter` and
-            `leave` would; `None` where there is more to do than that, which these two do.
+        running: The requests.
+        plain: Whether `enter` and `leave` would do nothing more than to add one there and to discard it, so that who
+            comes and goes may do it itself; while this process is a worker, and they are those of this class.
     """
 
+    running: set[object]
+    plain: bool
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Make one of which each request may ask `plain`, as a default of the class, over which Python is slower."""
+        self = super().__new__(cls)
+        self.plain = False
+        return self
+
     def __init__(self) -> None:
-        # Not a default of the class, over which Python finds it more slowly.
-        self.here: set[object] | None = None
-        self._running: set[object] = set()
+        self.running = set()
         self._lifespans = 0
         self._joined = False
         follow_forks(self)
 
     def after_fork(self) -> None:
         """Begin anew: the requests of the parent run in the parent."""
-        self._running = set()
+        self.running = set()
         self._lifespans = 0
-        self._joined, self.here = False, None
+        self._joined = self.plain = False
 
     # Requests
 
@@ -80,18 +88,18 @@ class InFlight:
             `False` when a drained hold keeps everybody out.
         """
         if not self._joined:
-            self.join()
-        self._running.add(request)
+            self._join()
+        self.running.add(request)
         return True
 
     def leave(self, request: object) -> None:
         """Count a request out."""
-        self._running.discard(request)
+        self.running.discard(request)
 
     def operations(self) -> tuple[str, ...]:
         """Name what is running in this process, each once."""
         # One that ends meanwhile has no name any more.
-        return tuple(sorted({name for request in tuple(self._running) if (name := str(request))}))
+        return tuple(sorted({name for request in tuple(self.running) if (name := str(request))}))
 
     # Workers
 
@@ -120,13 +128,16 @@ class InFlight:
     def join(self) -> None:
         """Be a worker from now on, if it is none: a lifespan begins, or a request came to a gate."""
         if not self._joined:
-            # In this order: where it parts meanwhile, nobody comes in without being a worker.
-            self.here = self._running if _ways(type(self)) == _PLAIN else None
-            self._joined = True
+            self._join()
+
+    def _join(self) -> None:
+        # In this order: where it parts meanwhile, nobody comes in without being a worker.
+        self.plain = _ways(type(self)) == _PLAIN
+        self._joined = True
 
     def part(self) -> None:
         """Be no worker any more, until the next request."""
-        self._joined, self.here = False, None
+        self._joined = self.plain = False
 
     async def workers(self) -> tuple[Worker, ...]:
         """Give the workers that are attached.
@@ -136,7 +147,7 @@ class InFlight:
         """
         if not self._joined:
             return ()
-        count = len(self._running)
+        count = len(self.running)
         return (Worker(str(os.getpid()), os.getpid(), count > 0, in_flight=count),)
 
     # Draining
@@ -159,7 +170,7 @@ class InFlight:
         Raises:
             MaintenanceError: It will not come to that.
         """
-        return not self._running
+        return not self.running
 
     async def shortfall(self, seconds: float) -> MaintenanceError:
         """Give the error that says who was still running after `seconds`."""
@@ -174,7 +185,7 @@ def _ways(kind: type[InFlight]) -> tuple[object, object]:
 
 
 _PLAIN = _ways(InFlight)
-"""What `here` stands in for; not for that of a subclass, or of a test."""
+"""What a request may do itself, unlike that of a subclass."""
 
 
 NOTES = "fastapi_maintenance"
@@ -253,11 +264,10 @@ class Passage:
         counted, token = self.counted, self.token
         self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
-            here = counted.here
-            if here is None:
-                counted.leave(self)
+            if counted.plain:
+                counted.running.discard(self)
             else:
-                here.discard(self)
+                counted.leave(self)
         if token is not None:
             # A server may end a request or a lifespan in another context than the one that began it.
             try:

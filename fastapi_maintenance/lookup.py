@@ -97,7 +97,8 @@ def _of_routes(app: Any) -> Iterator[Maintenance | None]:
         yield from _bound(owner_of_guard(depends.dependency))
     for original, context in operations_of(app):
         if isinstance(original, MaintenanceRoute):
-            yield original.maintenance
+            owner = original.maintenance
+            yield owner if isinstance(owner, Maintenance) else None
         yield from _of_dependant(getattr(context, "dependant", None))
 
 

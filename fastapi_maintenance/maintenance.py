@@ -462,8 +462,8 @@ class MaintenanceRoute(APIRoute):
     405.
     """
 
-    # FastAPI asks each included route forty times whether it is of a class of its own, and each class between the two
-    # takes longer (issue 7): this one stands next to it.
+    # FastAPI asks again and again whether a route is an `APIRoute`, forty times for twenty included ones, and with each
+    # class between the two it takes longer (issue 7): so there is none above this one.
 
     maintenance: ClassVar[Maintenance | None] = None
     """The object that the class is bound to."""
@@ -500,29 +500,30 @@ class MaintenanceRoute(APIRoute):
         app: Any = scope.get("app")
         try:
             overridden = get_maintenance in app.dependency_overrides
-            if not (overridden or app.router.dependencies or NOTES in scope):
-                # Mostly nothing but the default object can be meant, and that is known without asking further.
-                return (_default.maintenance or get_maintenance()).gate
+            # Mostly nothing but the default object can be meant, and that is known without asking further.
+            default = not (overridden or app.router.dependencies or NOTES in scope)
         except AttributeError:  # no FastAPI application is around
-            overridden = False
+            overridden = default = False
+        if default:
+            return (_default.maintenance or get_maintenance()).gate
         return _overriding_gate(app, scope) if overridden else _unbound_gate(app, scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or run the operation; where there is none for the method, the framework has an answer of its own."""
-        methods, gate = self.methods, type(self).bound
-        if gate is None and methods is not None and scope["method"] in methods:
+        """Refuse, or run the operation."""
+        methods = self.methods
+        if methods is None or scope["method"] not in methods:
+            await super().handle(scope, receive, send)
+            return
+        gate = type(self).bound
+        if gate is None:
             found = self.gate(scope)
             gate = found if isinstance(found, Gate) else await found
-        # Where it is open the framework may say 405 as well as anything, and each request would ask for the method.
-        passage = None if gate is None else gate.admit_if_open(scope, self.endpoint)
+        passage = gate.admit_if_open(scope, self.endpoint)
         if passage is not None:
             try:
                 await super().handle(scope, receive, send)
             finally:
                 passage.leave()
-            return
-        if gate is None or methods is None or scope["method"] not in methods:
-            await super().handle(scope, receive, send)
             return
         passage = Passage(gate.owner, scope, None)
         try:

@@ -654,14 +654,22 @@ async def test_who_is_kept_out_by_the_slots_is_refused_even_if_the_state_says_op
     """What a worker believes of the state does not matter while a drained hold keeps everybody out."""
 
     class Full(InFlight):
-        """Lets nobody in."""
+        """Lets nobody in, and expects nobody to go."""
 
         def enter(self, request):
             return False
 
+        def leave(self, request):
+            raise AssertionError("it was never counted")
+
     maintenance = Maintenance(backend=MemoryBackend())
     maintenance.snapshot.in_flight = Full()
-    assert await Service(maintenance, gates).ask("/quick") == 503
+    service = Service(maintenance, gates)
+    assert await service.ask("/quick") == 503
+    scope = {"type": "http", "method": "GET", "path": "/quick", "headers": [], "query_string": b"", "root_path": ""}
+    for _ in range(2):
+        await service.app(dict(scope), AsyncMock(), AsyncMock())
+        assert current_passage() is None
 
 
 class Failing(MemoryBackend):
@@ -764,7 +772,7 @@ async def test_the_router_may_be_included_anywhere(maintenance):
         group.start_soon(client.get, "/api/items/1")
         await until(lambda: step.reached)
         assert maintenance.snapshot.in_flight.operations() == ("GET /api/items/{item}",)
-        assert len(maintenance.snapshot.in_flight._running) == 1
+        assert len(maintenance.snapshot.in_flight.running) == 1
         step.open = True
 
 

@@ -13,11 +13,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from fastapi_maintenance import Maintenance
+from fastapi_maintenance import Maintenance, inflight
 from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend
 from fastapi_maintenance.backends.redis.fleet import Fleet, Terms
 from fastapi_maintenance.backends.redis.workers import FleetInFlight
-from fastapi_maintenance.inflight import InFlight, Passage
+from fastapi_maintenance.inflight import InFlight, Passage, Worker
 from tests.waiting import PATIENCE, ends
 
 
@@ -70,7 +70,7 @@ def test_a_forgotten_request_may_end_while_others_are_counted(kind, path):
 
     assert ends(count)
     gc.collect()
-    assert not in_flight._running
+    assert not in_flight.running
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_nobody_is_in_while_the_fleet_has_a_promise(path):
                 seen += crowd.inside
             in_flight.bar(frozenset(), inf)
     assert not seen
-    assert not in_flight._running
+    assert not in_flight.running
 
 
 class Meddled(set):
@@ -164,9 +164,9 @@ def test_a_promise_before_a_request_is_counted_keeps_it_out(path):
         in_flight.bar(frozenset({"hold"}), inf)
         promised.append(in_flight.promise()[1])
 
-    in_flight._running = Meddled(adding=promise)
+    in_flight.running = Meddled(adding=promise)
     assert not in_flight.enter("late")
-    assert (promised, len(in_flight._running)) == ([True], 0)
+    assert (promised, len(in_flight.running)) == ([True], 0)
 
 
 def test_a_request_in_the_middle_of_a_goodbye_waits_until_the_fleet_knows_of_it_again(path):
@@ -177,12 +177,12 @@ def test_a_request_in_the_middle_of_a_goodbye_waits_until_the_fleet_knows_of_it_
     late = threading.Thread(target=lambda: let_in.append(in_flight.enter("late")))
 
     def look():
-        in_flight._running.looking = lambda: None
+        in_flight.running.looking = lambda: None
         late.start()
         # It has to wait for the goodbye; were it let in, that would take no time.
         late.join(0.2)
 
-    in_flight._running = Meddled(looking=look)
+    in_flight.running = Meddled(looking=look)
     in_flight.part()
     late.join(PATIENCE)
     assert let_in == [False]
@@ -304,6 +304,58 @@ def test_a_way_of_counting_of_somebodys_own_is_asked_each_time(kind):
     client = counting(in_flight)
     assert [client.get("/x").json() for _ in range(3)] == [[1]] * 3
     assert in_flight.told == [kind.tells] * 3
+
+
+class Unmade(InFlight):
+    """A user's own that has all of its ways and calls nothing of its parent, also as it is made."""
+
+    def __init__(self):
+        self.ids = set()
+
+    def join(self):
+        """Be a worker."""
+
+    def enter(self, request):
+        """Count a request in."""
+        self.ids.add(id(request))
+        return True
+
+    def leave(self, request):
+        """Count a request out."""
+        self.ids.remove(id(request))
+
+    async def workers(self):
+        """Give this process."""
+        return (Worker("own", 1, bool(self.ids), in_flight=len(self.ids)),)
+
+
+class Unjoined(InFlight):
+    """A user's own that does nothing as it joins."""
+
+    def join(self):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("kind", [Unmade, Unjoined])
+def test_a_way_of_counting_of_somebodys_own_may_do_without_its_parent(kind):
+    """A subclass that does not call what it overrides, its `__init__` as well, counts as it does by itself."""
+    in_flight = kind()
+    client = counting(in_flight)
+    assert [client.get("/x").json() for _ in range(3)] == [[1]] * 3
+    assert [worker.in_flight for worker in asyncio.run(in_flight.workers())] == [0]
+
+
+def test_who_comes_in_while_the_process_parts_is_a_worker(monkeypatch):
+    """A lifespan that ends while a request joins leaves no process that serves and is no worker."""
+    in_flight, ways = InFlight(), inflight._ways
+
+    def parted(kind):
+        in_flight.part()
+        return ways(kind)
+
+    monkeypatch.setattr(inflight, "_ways", parted)
+    client = counting(in_flight)
+    assert [client.get("/x").json() for _ in range(2)] == [[1]] * 2
 
 
 @pytest.mark.parametrize("again", ["part", "after_fork"])

@@ -210,6 +210,23 @@ def unbound(gate):
 unbound_gates = pytest.mark.parametrize("gate", ["middleware", "route class"])
 
 
+def test_a_gate_knows_whom_it_let_in_through_those_of_other_objects():
+    """What a middleware decided holds for the guard of the same object, with another object's route class between."""
+    outer, between = made(), made()
+    app, counted = FastAPI(dependencies=[Depends(outer.guard)]), []
+    app.router.route_class = between.route_class
+    app.get("/x")(lambda: counted.extend(len(each.snapshot.in_flight.running) for each in (outer, between)))
+
+    async def closing(scope, receive, send):
+        await outer.enable()
+        await app(scope, receive, send)
+        await outer.disable()
+
+    served = MaintenanceModeMiddleware(closing, maintenance=outer)
+    assert [ask(served).status_code for _ in range(3)] == [200] * 3
+    assert counted == [1] * 6
+
+
 @unbound_gates
 @pytest.mark.parametrize("override", [lambda: made_before["now"], override_async], ids=["def", "async def"])
 def test_override(gate, override):
@@ -642,7 +659,7 @@ def test_a_wrong_method_asks_for_no_object(override):
 
 @pytest.mark.parametrize("state", ["open", "read_only", "full", "draining"])
 def test_a_wrong_method_is_405_in_each_state(state):
-    """405 stays 405, with what is allowed, open, closed and while a drained hold lasts; nothing stays counted."""
+    """405 stays 405, with what is allowed, open, closed and while a drained hold lasts; it makes nobody a worker."""
     maintenance = made()
     app = behind("route class", maintenance)
 
@@ -651,10 +668,10 @@ def test_a_wrong_method_is_405_in_each_state(state):
             await maintenance.enable(mode=state)
         async with maintenance.on(drain=0, min_workers=0) if state == "draining" else nullcontext():
             answer = await anyio.to_thread.run_sync(partial(ask, app, method="DELETE"))
-        return answer.status_code, answer.headers["allow"], maintenance.snapshot.in_flight.operations()
+        return answer.status_code, answer.headers["allow"], await maintenance.workers()
 
-    status, allowed, counted = run(asked)
-    assert (status, set(allowed.split(", ")), counted) == (405, {"GET", "POST"}, ())
+    status, allowed, workers = run(asked)
+    assert (status, set(allowed.split(", ")), workers) == (405, {"GET", "POST"}, ())
 
 
 def test_a_plain_router_in_place_of_the_applications_own():
@@ -705,7 +722,7 @@ def test_a_middleware_that_is_switched_off_counts_nobody_again():
     """Behind another gate of the same object, one with `enable_maintenance=False` takes over what that has decided."""
     maintenance, counted, app = get_maintenance(), [], FastAPI()
     maintenance.use_backend(MemoryBackend())
-    app.add_api_route("/x", lambda: counted.append(len(maintenance.snapshot.in_flight._running)))
+    app.add_api_route("/x", lambda: counted.append(len(maintenance.snapshot.in_flight.running)))
     app.add_middleware(MaintenanceModeMiddleware, enable_maintenance=False)
     app.add_middleware(MaintenanceModeMiddleware)
     assert [ask(app).status_code for _ in range(2)] == [200, 200]

@@ -320,7 +320,7 @@ def test_what_breaks_off_the_locking_of_a_slot_leaves_nothing_counted(path, monk
     monkeypatch.setattr(in_flight._worker, "take", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         in_flight.enter(1)
-    assert not in_flight._running
+    assert not in_flight.running
 
 
 def test_a_worker_stays_with_a_hold_on_a_gate_that_is_gone(path):

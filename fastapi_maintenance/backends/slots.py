@@ -68,20 +68,20 @@ class MachineInFlight(InFlight):
         """Count a request in; the first one takes the slot."""
         with self._turn:
             # First: the garbage collector may end a forgotten request in here, and that must not free the slot.
-            self._running.add(request)
+            self.running.add(request)
             counted = False
             try:
                 counted = self._has_slot or self._take_slot()
             finally:
                 if not counted:
-                    self._running.discard(request)
+                    self.running.discard(request)
             return counted
 
     def leave(self, request: object) -> None:
         """Count a request out; the last one frees the slot."""
         with self._turn:
-            self._running.discard(request)
-            if not self._running and self._has_slot and (worker := self._worker) is not None:
+            self.running.discard(request)
+            if not self.running and self._has_slot and (worker := self._worker) is not None:
                 self._has_slot = False
                 try:
                     worker.free()
@@ -120,7 +120,7 @@ class MachineInFlight(InFlight):
             with self._turn:
                 if self._worker is None:  # pragma: no branch - another thread may have been faster
                     self._attach()
-                if self._running:
+                if self.running:
                     # What came in before there was a gate to lock is waited for from now on.
                     self._take_slot()
 
@@ -128,7 +128,7 @@ class MachineInFlight(InFlight):
         """Be no worker any more; one whose requests still run stays until its process ends."""
         with self._turn:
             worker = self._worker
-            if worker is not None and not self._running:
+            if worker is not None and not self.running:
                 self._let_go(worker)
 
     def _attach(self) -> Worker | None:
@@ -207,7 +207,7 @@ class MachineInFlight(InFlight):
         hold = self._held.get(hold_id)
         try:
             # A worker that could not attach has no slot, so what runs in this process is looked at as well.
-            if hold is None or not hold.exclude() or (self._running and self._worker is None):
+            if hold is None or not hold.exclude() or (self.running and self._worker is None):
                 return False
             standing = hold.stands()
         except OSError as error:

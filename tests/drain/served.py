@@ -37,7 +37,7 @@ def one_description():
     """Break it: attach before the fork, so that all workers have one open file description."""
 
     def keep(in_flight):
-        in_flight._running = set()
+        in_flight.running = set()
         in_flight._turn = threading.Lock()
 
     MachineInFlight.after_fork = keep

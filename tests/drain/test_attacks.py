@@ -116,7 +116,7 @@ def test_a_scope_that_is_used_again_is_decided_again(path, gate):
     counts = []
 
     async def counting(scope, receive, send):
-        counts.append(len(maintenance.backend.in_flight._running))
+        counts.append(len(maintenance.backend.in_flight.running))
 
     app = MaintenanceModeMiddleware(counting, maintenance=maintenance)
 

@@ -78,7 +78,7 @@ def test_nothing_runs_in_a_window_of_another_thread(maintenance, tmp_path):
     holding = [threading.Thread(target=asyncio.run, args=(load.hold(),)) for _ in range(2)]
     for thread in asking:
         thread.start()
-    until(lambda: maintenance.snapshot.in_flight._running)
+    until(lambda: maintenance.snapshot.in_flight.running)
     for thread in holding:
         thread.start()
     for thread in holding:

@@ -311,7 +311,7 @@ def test_nothing_runs_in_a_window_whatever_happens(machine):
 
 def frees_on_every_leave(in_flight, request):
     """Unlock the slot whenever a request ends."""
-    in_flight._running.discard(request)
+    in_flight.running.discard(request)
     in_flight._worker.free()
     in_flight._has_slot = False
 

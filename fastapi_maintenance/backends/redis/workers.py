@@ -98,7 +98,7 @@ class FleetInFlight(InFlight):
         # Before as well: whoever knocks again and again must not look as if somebody ran.
         if self._may_bar and self._bars():
             return False
-        self._running.add(request)
+        self.running.add(request)
         if self._may_bar and self._bars():
             self.leave(request)
             return False
@@ -106,8 +106,8 @@ class FleetInFlight(InFlight):
 
     def leave(self, request: object) -> None:
         """Count a request out; when the last one leaves while a hold bars the way, the fleet is told."""
-        self._running.discard(request)
-        if self._bar and not self._running:
+        self.running.discard(request)
+        if self._bar and not self.running:
             self._fleet.hurry()
 
     def _bars(self) -> bool:
@@ -132,7 +132,7 @@ class FleetInFlight(InFlight):
         """Give the holds that bar the way, whether nothing is in flight, and how much is."""
         with self._turn:
             self._bar_ended()
-            return self._bar, not self._running, len(self._running)
+            return self._bar, not self.running, len(self.running)
 
     def arrive(self) -> None:
         """Begin to let requests in: the fleet knows of this worker, or it serves without.
@@ -191,7 +191,7 @@ class FleetInFlight(InFlight):
         with self._turn:
             # First: who comes in from here on waits for the end of this turn.
             self._may_bar = True
-            busy, joined = bool(self._running), self._joined
+            busy, joined = bool(self.running), self._joined
             if anyway or not busy:
                 self._joined, self._arrived = False, threading.Event()
         if joined and not busy:

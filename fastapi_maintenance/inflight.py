@@ -50,7 +50,7 @@ class InFlight:
     """Counts the requests in flight in this process, and tells when there are none.
 
     It is also the base class of those that reach further: a machine, a fleet. `enter` and `leave` are on the path of
-    each request: they never wait, and may be called in any thread.
+    each request (but see `plain`): they never wait, and may be called in any thread.
 
     Attributes:
         running: The requests.

@@ -1,4 +1,4 @@
-"""The `Maintenance` object, the default one, and which of them serves a request."""
+"""The `Maintenance` object, the default one, the route class, and which object serves a request."""
 
 import inspect
 import logging
@@ -499,14 +499,14 @@ class MaintenanceRoute(APIRoute):
         """Give the gate of the object that serves this request; an override may take its time."""
         app: Any = scope.get("app")
         try:
-            overridden = get_maintenance in app.dependency_overrides
+            overriding = get_maintenance in app.dependency_overrides
             # Mostly nothing but the default object can be meant, and that is known without asking further.
-            default = not (overridden or app.router.dependencies or NOTES in scope)
+            default = not (overriding or app.router.dependencies or NOTES in scope)
         except AttributeError:  # no FastAPI application is around
-            overridden = default = False
+            overriding = default = False
         if default:
             return (_default.maintenance or get_maintenance()).gate
-        return _overriding_gate(app, scope) if overridden else _unbound_gate(app, scope)
+        return _overriding_gate(app, scope) if overriding else _unbound_gate(app, scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or run the operation."""

@@ -62,8 +62,9 @@ class InFlight:
     plain: bool
 
     def __new__(cls, *_: object, **__: object) -> Self:
-        """Make one of which each request may ask `plain`, as a default of the class, over which Python is slower."""
+        """Make one that is not plain yet, whether or not a subclass calls `__init__`."""
         self = super().__new__(cls)
+        # Not a default of the class, over which Python finds it more slowly: each request asks.
         self.plain = False
         return self
 

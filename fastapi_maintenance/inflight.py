@@ -50,35 +50,25 @@ class InFlight:
     """Counts the requests in flight in this process, and tells when there are none.
 
     It is also the base class of those that reach further: a machine, a fleet. `enter` and `leave` are on the path of
-    each request (but see `plain`): they never wait, and may be called in any thread.
+    each request: they never wait, and may be called in any thread. Of what is no more than an `InFlight`, and a worker,
+    they would do nothing but to add the request to `running` and to discard it: a gate does that itself.
 
     Attributes:
         running: The requests.
-        plain: Whether `enter` and `leave` would do nothing more than to add one there and to discard it, so that who
-            comes and goes may do it itself; while this process is a worker, and they are those of this class.
+        joined: Whether this process is a worker.
     """
 
-    running: set[object]
-    plain: bool
-
-    def __new__(cls, *_: object, **__: object) -> Self:
-        """Make one that is not plain yet, whether or not a subclass calls `__init__`."""
-        self = super().__new__(cls)
-        # Not a default of the class, over which Python finds it more slowly: each request asks.
-        self.plain = False
-        return self
-
     def __init__(self) -> None:
-        self.running = set()
+        self.running: set[object] = set()
+        self.joined = False
         self._lifespans = 0
-        self._joined = False
         follow_forks(self)
 
     def after_fork(self) -> None:
         """Begin anew: the requests of the parent run in the parent."""
         self.running = set()
+        self.joined = False
         self._lifespans = 0
-        self._joined = self.plain = False
 
     # Requests
 
@@ -88,8 +78,7 @@ class InFlight:
         Returns:
             `False` when a drained hold keeps everybody out.
         """
-        if not self._joined:
-            self._join()
+        self.joined = True
         self.running.add(request)
         return True
 
@@ -128,17 +117,11 @@ class InFlight:
 
     def join(self) -> None:
         """Be a worker from now on, if it is none: a lifespan begins, or a request came to a gate."""
-        if not self._joined:
-            self._join()
-
-    def _join(self) -> None:
-        # In this order: where it parts meanwhile, nobody comes in without being a worker.
-        self.plain = _ways(type(self)) == _PLAIN
-        self._joined = True
+        self.joined = True
 
     def part(self) -> None:
         """Be no worker any more, until the next request."""
-        self._joined = self.plain = False
+        self.joined = False
 
     async def workers(self) -> tuple[Worker, ...]:
         """Give the workers that are attached.
@@ -146,7 +129,7 @@ class InFlight:
         Raises:
             BackendError: It cannot be told now.
         """
-        if not self._joined:
+        if not self.joined:
             return ()
         count = len(self.running)
         return (Worker(str(os.getpid()), os.getpid(), count > 0, in_flight=count),)
@@ -179,14 +162,6 @@ class InFlight:
         busy = [worker for worker in workers if worker.busy]
         pids, hosts = places(busy)
         return DrainTimeout(seconds, len(busy), len(workers), pids, self.operations(), hosts)
-
-
-def _ways(kind: type[InFlight]) -> tuple[object, object]:
-    return kind.enter, kind.leave
-
-
-_PLAIN = _ways(InFlight)
-"""What a request may do itself, unlike that of a subclass."""
 
 
 NOTES = "fastapi_maintenance"
@@ -265,7 +240,7 @@ class Passage:
         counted, token = self.counted, self.token
         self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
-            if counted.plain:
+            if type(counted) is InFlight:
                 counted.running.discard(self)
             else:
                 counted.leave(self)

@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from fastapi_maintenance import Maintenance, inflight
+from fastapi_maintenance import Maintenance
 from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend
 from fastapi_maintenance.backends.redis.fleet import Fleet, Terms
 from fastapi_maintenance.backends.redis.workers import FleetInFlight
@@ -345,17 +345,32 @@ def test_a_way_of_counting_of_somebodys_own_may_do_without_its_parent(kind):
     assert [worker.in_flight for worker in asyncio.run(in_flight.workers())] == [0]
 
 
-def test_who_comes_in_while_the_process_parts_is_a_worker(monkeypatch):
-    """A lifespan that ends while a request joins leaves no process that serves and is no worker."""
-    in_flight, ways = InFlight(), inflight._ways
+class Delegating:
+    """No `InFlight` itself, but one stands behind it, and it tells who comes and who goes."""
 
-    def parted(kind):
-        in_flight.part()
-        return ways(kind)
+    def __init__(self):
+        self.behind, self.told = InFlight(), []
 
-    monkeypatch.setattr(inflight, "_ways", parted)
+    def __getattr__(self, name):
+        return getattr(self.behind, name)
+
+    def enter(self, request):
+        """Count a request in."""
+        self.told.append("enter")
+        return self.behind.enter(request)
+
+    def leave(self, request):
+        """Count a request out."""
+        self.told.append("leave")
+        self.behind.leave(request)
+
+
+def test_who_stands_before_another_way_of_counting_is_asked_each_time():
+    """What is no `InFlight` itself is asked by each request whether it may come in, and told that it goes."""
+    in_flight = Delegating()
     client = counting(in_flight)
-    assert [client.get("/x").json() for _ in range(2)] == [[1]] * 2
+    assert [client.get("/x").json() for _ in range(3)] == [[1]] * 3
+    assert in_flight.told == ["enter", "leave"] * 3
 
 
 @pytest.mark.parametrize("again", ["part", "after_fork"])

@@ -116,7 +116,7 @@ class MachineInFlight(InFlight):
 
     def join(self) -> None:
         """Be a worker from now on."""
-        if not self._joined:
+        if not self.joined:
             with self._turn:
                 if self._worker is None:  # pragma: no branch - another thread may have been faster
                     self._attach()
@@ -150,7 +150,7 @@ class MachineInFlight(InFlight):
         """Have these locks from now on; they are let go of with this object, where nobody says goodbye."""
         if self._forgotten is not None:
             self._forgotten.detach()
-        self._worker, self._joined, self._has_slot = worker, worker is not None, False
+        self._worker, self.joined, self._has_slot = worker, worker is not None, False
         self._forgotten = None if worker is None else weakref.finalize(self, worker.abandon)
 
     def _cannot_attach(self, error: OSError) -> None:

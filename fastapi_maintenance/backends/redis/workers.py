@@ -140,7 +140,7 @@ class FleetInFlight(InFlight):
         One that has left meanwhile is about to be struck off, and begins anew with its next request.
         """
         with self._turn:
-            if self._joined:
+            if self.joined:
                 self._arrived.set()
 
     # Workers
@@ -150,15 +150,10 @@ class FleetInFlight(InFlight):
         """Whether requests may be counted in without waiting for the first contact."""
         return self._arrived.is_set()
 
-    @property
-    def joined(self) -> bool:
-        """Whether this process is a worker, or wants to be one."""
-        return self._joined
-
     def join(self) -> None:
         """Be a worker from now on."""
-        if not self._joined:
-            self._joined = True
+        if not self.joined:
+            self.joined = True
             self._joined_at = time.monotonic()
             self._fleet.hurry()
 
@@ -191,9 +186,9 @@ class FleetInFlight(InFlight):
         with self._turn:
             # First: who comes in from here on waits for the end of this turn.
             self._may_bar = True
-            busy, joined = bool(self.running), self._joined
+            busy, joined = bool(self.running), self.joined
             if anyway or not busy:
-                self._joined, self._arrived = False, threading.Event()
+                self.joined, self._arrived = False, threading.Event()
         if joined and not busy:
             self._fleet.say_goodbye()
 

@@ -224,7 +224,7 @@ class Gate:
                 if around or self._enabled is not None:
                     self._note_open(passage, scope)
                 else:
-                    # The same for most requests, for a call costs as much as what it does.
+                    # The same, where most requests come: a call costs as much as what it does.
                     passage.verdict = _ADMITTED
                     scope[NOTES] = passage
                 return passage

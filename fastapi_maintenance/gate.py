@@ -13,7 +13,7 @@ from starlette.types import Scope
 from fastapi_maintenance.decision import Verdict, decide
 from fastapi_maintenance.errors import BackendError
 from fastapi_maintenance.exemptions import ExemptHandler, Exemptions
-from fastapi_maintenance.inflight import NOTES, InFlight, Passage, current_passage, noted
+from fastapi_maintenance.inflight import NOTES, Passage, current_passage, noted
 from fastapi_maintenance.marks import Mark, Marks, mark_of
 from fastapi_maintenance.refusal import GateName, Refusal, Refusals, ResponseHandler
 from fastapi_maintenance.settings import MaintenanceSettings
@@ -214,9 +214,7 @@ class Gate:
         passage = Passage(owner, scope, in_flight)
         try:
             # Who drains closes first and looks at the count then, so that one of the two sees the other.
-            if type(in_flight) is InFlight and in_flight.joined:
-                in_flight.running.add(passage)
-            elif not in_flight.enter(passage):
+            if not in_flight.enter(passage):
                 passage.counted = None
                 passage.leave()
                 return None

@@ -50,8 +50,7 @@ class InFlight:
     """Counts the requests in flight in this process, and tells when there are none.
 
     It is also the base class of those that reach further: a machine, a fleet. `enter` and `leave` are on the path of
-    each request: they never wait, and may be called in any thread. Of what is no more than an `InFlight`, and a worker,
-    they would do nothing but to add the request to `running` and to discard it: a gate does that itself.
+    each request: they never wait, and may be called in any thread.
 
     Attributes:
         running: The requests.
@@ -240,10 +239,7 @@ class Passage:
         counted, token = self.counted, self.token
         self.counted = self.token = self.verdict = self._scope = None
         if counted is not None:
-            if type(counted) is InFlight:
-                counted.running.discard(self)
-            else:
-                counted.leave(self)
+            counted.leave(self)
         if token is not None:
             # A server may end a request or a lifespan in another context than the one that began it.
             try:

@@ -462,8 +462,8 @@ class MaintenanceRoute(APIRoute):
     405.
     """
 
-    # FastAPI asks again and again whether a route is an `APIRoute`, forty times for twenty included ones, and with each
-    # class between the two it takes longer (issue 7): so there is none above this one.
+    # FastAPI asks each included route, several times a request, whether it is an `APIRoute`, which takes longer with
+    # each class between the two (issue 7): so there is none.
 
     maintenance: ClassVar[Maintenance | None] = None
     """The object that the class is bound to."""

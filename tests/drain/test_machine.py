@@ -63,10 +63,6 @@ async def _nothing(*_):
     return {"type": "http.disconnect"}
 
 
-class Asked(InFlight):
-    """Each request asks it for entrance: of what is no more than an `InFlight` it does not."""
-
-
 class OnMemory(RuleBasedStateMachine):
     """Three objects on one memory backend."""
 
@@ -92,12 +88,7 @@ class OnMemory(RuleBasedStateMachine):
     def begin(self):
         """Make the processes."""
         backend = MemoryBackend()
-        backend.in_flight = self.counting()
         self.processes = [Process(backend) for _ in range(3)]
-
-    def counting(self):
-        """Make what counts the requests."""
-        return Asked()
 
     def teardown(self):
         for process in self.processes:
@@ -243,30 +234,6 @@ class OnMemory(RuleBasedStateMachine):
             assert bool(self.runner.run(process.maintenance.status())) is self.closed
 
 
-class Running(set):
-    """Requests, with something that happens elsewhere just before one is added, or just after."""
-
-    def __init__(self, elsewhere):
-        super().__init__()
-        self.elsewhere = elsewhere
-
-    def add(self, request):
-        """Add one."""
-        self.elsewhere("before")
-        super().add(request)
-        self.elsewhere("after")
-
-
-class OnMemoryByItself(OnMemory):
-    """The same, with requests that count themselves."""
-
-    def counting(self):
-        """Make what counts the requests."""
-        in_flight = InFlight()
-        in_flight.running = Running(self.elsewhere)
-        return in_flight
-
-
 class OnFile(OnMemory):
     """Three processes on one file, that die."""
 
@@ -330,7 +297,7 @@ async def _ended(task):
     task.exception()
 
 
-MACHINES = {"memory": OnMemory, "memory, by itself": OnMemoryByItself, "file": OnFile, "flock": OnFlock}
+MACHINES = {"memory": OnMemory, "file": OnFile, "flock": OnFlock}
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
@@ -367,20 +334,12 @@ def counts_nothing(in_flight, request):
     return True
 
 
-def forgets(running, request):
-    """Add nobody."""
-    running.elsewhere("before")
-    running.elsewhere("after")
-
-
 MUTANTS = [
     (OnFile, MachineInFlight, "leave", frees_on_every_leave),
     (OnFile, RangeWorker, "take", takes_no_slot),
     (OnFile, Gate, "admit_if_open", looks_and_counts),
     (OnMemory, Gate, "admit_if_open", looks_and_counts),
     (OnMemory, InFlight, "enter", counts_nothing),
-    (OnMemoryByItself, Running, "add", forgets),
-    (OnMemoryByItself, Gate, "admit_if_open", looks_and_counts),
     (OnFile, MachineInFlight, "enter", counts_nothing),
 ]
 

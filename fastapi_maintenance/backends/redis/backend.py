@@ -127,7 +127,7 @@ class RedisBackend(BaseStateBackend):
 
     def remembered_rest(self) -> MaintenanceState:
         """Give what is known beside the holds."""
-        return self._fleet.rest()
+        return self._fleet.view.rest
 
     # Asking and changing
 

@@ -160,10 +160,6 @@ class Fleet:
             return None
         return view.state if time.monotonic() < view.end else None
 
-    def rest(self) -> MaintenanceState:
-        """Give what is known beside the holds."""
-        return self.view.rest
-
     async def ask(self, work: Callable[[], Any], seconds: float | None = None) -> Any:
         """Run a coroutine function in the link's thread, at most as long as a change may take.
 

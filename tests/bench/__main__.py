@@ -129,12 +129,12 @@ class Run:
         pythons = {OURS: sys.executable}
         with ExitStack() as stack:
             if self.options.quick:
-                subjects, turns, rounds = beside.quick(), 6, 8
+                subjects, turns, rounds = beside.quick(), self.options.turns or 6, 8
             else:
                 redis = stack.enter_context(redis_server()) if self.found["about"]["redis"] else None
                 if redis is None:
                     self.say("Redis is left out: no backend for it here, or no client, or no server.")
-                subjects, turns, rounds = beside.everything(redis), 12, 12
+                subjects, turns, rounds = beside.everything(redis), self.options.turns or 12, 12
                 for name, python in self._peers():
                     pythons[name] = python
                     with worker(python) as peer:
@@ -218,6 +218,12 @@ class Run:
             self.broken.append("no instructions were counted, so the baseline stays as it was")
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
 def main() -> int:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__)
@@ -225,6 +231,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections alone")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="where tables and pictures go")
     parser.add_argument("--envs", type=Path, default=Path(tempfile.gettempdir()) / "bench-environments")
+    parser.add_argument("--turns", type=_positive, help="how often each is measured, in process; more tell more surely")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long a server is loaded each turn")
     parser.add_argument("--storm", type=float, default=60.0, help="how many seconds it closes and opens")
     parser.add_argument("--routes", type=int, nargs="+", default=[20, 1000], help="how many routes, in process")

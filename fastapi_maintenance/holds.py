@@ -433,29 +433,24 @@ class HoldContext:
             own["phase"] = "closing"
         hold = self._template.model_copy(update=own)
         self._entered = (holder, hold, scope)
+        told: Callable[[], None] | None = None
         try:
-            await self._begin(holder, hold, scope)
+            if self._drain is None:
+                await holder.take(hold)
+                holder.record("begun", hold, scope)
+            else:
+                await holder.check_drain(self._drain)
+                await holder.take(hold)
+                holder.record("begun, draining", hold, scope)
+                told = partial(holder.record, "not drained, ended", hold, scope)
+                await holder.drain(hold, self._drain)
+                holder.record("drained", hold, scope)
             return holder.active(hold.id)
         except BaseException:
             # A cancellation may have come after the hold was stored.
             self._entered = None
-            await _leave(holder, hold, failed=False, quiet=True)
+            await _leave(holder, hold, failed=False, quiet=True, told=told)
             raise
-
-    async def _begin(self, holder: Holder, hold: Hold, scope: str) -> None:
-        if self._drain is None:
-            await holder.take(hold)
-            holder.record("begun", hold, scope)
-            return
-        await holder.check_drain(self._drain)
-        await holder.take(hold)
-        holder.record("begun, draining", hold, scope)
-        try:
-            await holder.drain(hold, self._drain)
-        except BaseException:
-            holder.record("not drained, ended", hold, scope)
-            raise
-        holder.record("drained", hold, scope)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

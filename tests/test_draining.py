@@ -528,13 +528,18 @@ async def test_a_request_attaches_where_there_is_no_lifespan(maintenance):
     assert (worker.pid, worker.busy) == (os.getpid(), False)
 
 
+def told(caplog):
+    """Give what the log has of changes."""
+    return [record for record in caplog.records if hasattr(record, "what")]
+
+
 async def test_the_audit_tells_of_the_drain(maintenance, caplog):
     """Each step of a drain is one line: begun, drained, ended; or that it was not drained."""
     service = Service(maintenance)
     caplog.set_level(logging.INFO)
 
     def steps():
-        return [record.what.split(" ", 2)[2] for record in caplog.records if hasattr(record, "what")]
+        return [record.what.split(" ", 2)[2] for record in told(caplog)]
 
     await service.ask("/quick")
     async with maintenance.on(drain=1):
@@ -545,6 +550,26 @@ async def test_the_audit_tells_of_the_drain(maintenance, caplog):
         with pytest.raises(DrainTimeout):
             await maintenance.on(drain=0).__aenter__()
     assert steps() == ["begun, draining", "not drained, ended"]
+    # The hold was taken back before that was told.
+    assert told(caplog)[-1].revision == maintenance.snapshot.revision
+
+
+async def test_the_audit_does_not_tell_of_an_end_that_was_none(caplog):
+    """A hold that was not drained and cannot be taken back has not ended: an error tells of that, no line of the end."""
+
+    class Broken(MemoryBackend):
+        async def end_hold(self, hold, *, failed):
+            raise BackendError("Broken", "out of order")
+
+    maintenance = Maintenance(backend=Broken())
+    service = Service(maintenance)
+    caplog.set_level(logging.INFO)
+    async with service.asking("/async"):
+        with pytest.raises(DrainTimeout):
+            await maintenance.on(drain=0).__aenter__()
+    (begun,) = told(caplog)
+    assert begun.what.endswith(" begun, draining")
+    assert "could not be taken back: Broken: out of order" in caplog.text
 
 
 # Who cannot

@@ -555,7 +555,7 @@ async def test_the_audit_tells_of_the_drain(maintenance, caplog):
 
 
 async def test_the_audit_does_not_tell_of_an_end_that_was_none(caplog):
-    """A hold that was not drained and cannot be taken back has not ended: an error tells of that, no line of the end."""
+    """A hold that was not drained and cannot be taken back has not ended: an error says so, and no line of an end."""
 
     class Broken(MemoryBackend):
         async def end_hold(self, hold, *, failed):

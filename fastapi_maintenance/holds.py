@@ -433,18 +433,21 @@ class HoldContext:
             own["phase"] = "closing"
         hold = self._template.model_copy(update=own)
         self._entered = (holder, hold, scope)
+        tell = partial(holder.record, hold=hold, scope=scope)
         told: Callable[[], None] | None = None
         try:
             if self._drain is None:
                 await holder.take(hold)
-                holder.record("begun", hold, scope)
+                told = partial(tell, "ended")
+                tell("begun")
             else:
                 await holder.check_drain(self._drain)
                 await holder.take(hold)
-                holder.record("begun, draining", hold, scope)
-                told = partial(holder.record, "not drained, ended", hold, scope)
+                told = partial(tell, "not drained, ended")
+                tell("begun, draining")
                 await holder.drain(hold, self._drain)
-                holder.record("drained", hold, scope)
+                told = partial(tell, "ended")
+                tell("drained")
             return holder.active(hold.id)
         except BaseException:
             # A cancellation may have come after the hold was stored.

@@ -57,9 +57,6 @@ A passage of the guard ends there, behind everything that dependencies have open
 closed. Where it is absent nobody could tell of the end.
 """
 
-_TOLD = {always: refusal_response(always=always) for always in (False, True)}
-"""What routes tell of refusals, by whether they are forced on: shared, for FastAPI keeps it with each included one."""
-
 PROBES = frozenset({"/health", "/healthz", "/livez", "/readyz", "/ready", "/live"})
 """Paths at which a service is commonly probed."""
 
@@ -487,7 +484,7 @@ class MaintenanceRoute(APIRoute):
         mark, code = mark_of(getattr(self, "endpoint", None)), self.refusal_code
         if mark is Mark.FORCED_OFF or code in self._responses or str(code) in self._responses:
             return self._responses
-        return {code: _TOLD[mark is Mark.FORCED_ON], **self._responses}
+        return {code: refusal_response(always=mark is Mark.FORCED_ON), **self._responses}
 
     @responses.setter
     def responses(  # pyright: ignore[reportIncompatibleVariableOverride] - asked late
@@ -495,7 +492,7 @@ class MaintenanceRoute(APIRoute):
     ) -> None:
         # Before FastAPI 0.137 an included route gets what the original one told when it was included.
         told = responses.get(self.refusal_code)
-        ours = told in _TOLD.values()
+        ours = told is not None and told in (refusal_response(), refusal_response(always=True))
         self._responses = {k: v for k, v in responses.items() if v is not told} if ours else responses
 
     def gate(self, scope: Scope) -> Gate | Awaitable[Gate]:

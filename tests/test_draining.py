@@ -572,6 +572,23 @@ async def test_the_audit_does_not_tell_of_an_end_that_was_none(caplog):
     assert "could not be taken back: Broken: out of order" in caplog.text
 
 
+@pytest.mark.parametrize("drain", [None, 1])
+async def test_the_audit_tells_of_the_end_of_a_hold_that_could_not_be_given(drain, caplog):
+    """A hold that was taken, drained even, and is given back because of an error behind that is told as ended."""
+
+    class Broken(MemoryBackend):
+        def hold_descriptors(self, hold_id):
+            raise OSError("out of order")
+
+    maintenance = Maintenance(backend=Broken())
+    caplog.set_level(logging.INFO)
+    with pytest.raises(OSError, match="out of order"):
+        await maintenance.on(drain=drain, min_workers=0).__aenter__()
+    steps = [record.what.split(" ", 2)[2] for record in told(caplog)]
+    assert steps == (["begun", "ended"] if drain is None else ["begun, draining", "drained", "ended"])
+    assert not await maintenance.status()
+
+
 # Who cannot
 
 

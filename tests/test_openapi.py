@@ -387,13 +387,31 @@ def test_operations_do_not_share_what_they_tell(way):
     assert "extra" not in str([maintenance.responses, another.openapi()])
 
 
-def test_routes_share_what_they_tell():
-    """FastAPI keeps it with each included route, so it is one object: a thousand routes need no memory for it."""
+def test_what_a_route_tells_may_be_changed():
+    """Who writes into what a route tells, or gives it to a route of their own, changes nothing of another one."""
+    theirs, others = route_class(made()), FastAPI()
     router = APIRouter(route_class=made().route_class)
     router.add_api_route("/x", lambda: 1)
+    others.include_router(router)
+    mine = APIRouter()
+    mine.add_api_route("/mine", lambda: 1, responses=router.routes[0].responses)
+    told = mine.routes[0].responses[503]
+    told["description"] = told["headers"]["Retry-After"]["description"] = "changed"
+    told["content"]["text/html"] = "changed"
+    assert "changed" not in str([theirs.openapi(), others.openapi(), router.routes[0].responses])
+
+
+def test_openapi_extra_is_of_one_route():
+    """What `openapi_extra` adds to the refusal of one route is added to no other; FastAPI may write it in place."""
+    router = APIRouter(route_class=made().route_class)
+    extra = {"responses": {"503": {"headers": {"X-Extra": {"schema": {"type": "string"}}}}}}
+    router.add_api_route("/x", lambda: 1, openapi_extra=extra)
     router.add_api_route("/y", lambda: 1)
-    one, other = router.routes
-    assert one.responses[503] is other.responses[503]
+    app = FastAPI()
+    app.include_router(router)
+    paths = app.openapi()["paths"]
+    assert "X-Extra" in str(paths["/x"])
+    assert "X-Extra" not in str([paths["/y"], route_class(made()).openapi()])
 
 
 def test_responses_may_be_changed():

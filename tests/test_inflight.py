@@ -17,7 +17,7 @@ from fastapi_maintenance import Maintenance
 from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend
 from fastapi_maintenance.backends.redis.fleet import Fleet, Terms
 from fastapi_maintenance.backends.redis.workers import FleetInFlight
-from fastapi_maintenance.inflight import InFlight, Passage
+from fastapi_maintenance.inflight import InFlight, Passage, Worker
 from tests.waiting import PATIENCE, ends
 
 
@@ -254,6 +254,36 @@ def test_a_request_is_named_by_what_it_asks_until_it_ends():
     assert named == ("GET /op", "websocket /socket")
 
 
+class Told(InFlight):
+    """A user's own, which does as its parent, and tells of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+
+class Entered(Told):
+    """Tells who came."""
+
+    tells = "enter"
+
+    def enter(self, request):
+        """Count a request in."""
+        self.told.append(self.tells)
+        return super().enter(request)
+
+
+class Left(Told):
+    """Tells who went."""
+
+    tells = "leave"
+
+    def leave(self, request):
+        """Count a request out."""
+        self.told.append(self.tells)
+        super().leave(request)
+
+
 def counting(in_flight):
     """Give an open app whose operation tells how many requests run, and whose requests are counted there."""
     maintenance, app = Maintenance(backend=MemoryBackend()), FastAPI()
@@ -265,6 +295,54 @@ def counting(in_flight):
 
     app.get("/x")(running)
     return TestClient(app)
+
+
+@pytest.mark.parametrize("kind", [Entered, Left])
+def test_a_way_of_counting_of_somebodys_own_is_asked_each_time(kind):
+    """A subclass that overrides one of `enter` and `leave` is asked by each request, also after it is a worker."""
+    in_flight = kind()
+    client = counting(in_flight)
+    assert [client.get("/x").json() for _ in range(3)] == [[1]] * 3
+    assert in_flight.told == [kind.tells] * 3
+
+
+class Unmade(InFlight):
+    """A user's own that has all of its ways and calls nothing of its parent, also as it is made."""
+
+    def __init__(self):
+        self.ids = set()
+
+    def join(self):
+        """Be a worker."""
+
+    def enter(self, request):
+        """Count a request in."""
+        self.ids.add(id(request))
+        return True
+
+    def leave(self, request):
+        """Count a request out."""
+        self.ids.remove(id(request))
+
+    async def workers(self):
+        """Give this process."""
+        return (Worker("own", 1, bool(self.ids), in_flight=len(self.ids)),)
+
+
+class Unjoined(InFlight):
+    """A user's own that does nothing as it joins."""
+
+    def join(self):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("kind", [Unmade, Unjoined])
+def test_a_way_of_counting_of_somebodys_own_may_do_without_its_parent(kind):
+    """A subclass that does not call what it overrides, its `__init__` as well, counts as it does by itself."""
+    in_flight = kind()
+    client = counting(in_flight)
+    assert [client.get("/x").json() for _ in range(3)] == [[1]] * 3
+    assert [worker.in_flight for worker in asyncio.run(in_flight.workers())] == [0]
 
 
 class Delegating:

@@ -8,7 +8,7 @@ from typing import Any
 import budgets
 from driver import worker
 from figures import Cost, Turn, judge, quiet_of
-from subjects import BARE, GATES, MANY, OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
+from subjects import BARE, DEFAULT_OBJECT, GATES, MANY, OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
 
 Say = Callable[[str], None]
 TURNS_OF_MANY = 2
@@ -95,9 +95,11 @@ def quick() -> list[Subject]:
 
 
 def counted() -> list[Subject]:
-    """Give what instructions are counted for."""
+    """Give what instructions are counted for; those in included routes may cost no more than in direct ones."""
     closed = [Subject(OURS, gate, "memory", closed=True) for gate in GATES]
-    return [*gates(), *closed, *REFUSED_DESPITE_EXEMPTIONS]
+    opened = [s for s in gates() if s.backend in {"", "memory", DEFAULT_OBJECT} and not s.closed]
+    included = [replace(subject, included=True) for subject in opened]
+    return [*gates(), *closed, *REFUSED_DESPITE_EXEMPTIONS, *included]
 
 
 def measure(pythons: Mapping[str, str], subjects: list[Subject], turns: int, rounds: int, say: Say) -> list[Row]:

@@ -5,7 +5,8 @@ others get an answer in the service's own form.
 
     uvicorn examples.combined:app
 
-With several workers, keep the state where all of them see it: `FASTAPI_MAINTENANCE_BACKEND=file:maintenance.state`.
+With several workers, keep the state where all of them see it: `FASTAPI_MAINTENANCE_BACKEND=file:maintenance.state`
+(and the index, which is in the memory of one process here).
 """
 
 from fastapi import FastAPI, Request

@@ -41,7 +41,7 @@ class ApiBackend(BaseStateBackend):
 
 
 maintenance = Maintenance(backend=ApiBackend(os.environ.get("MAINTENANCE_API", "http://127.0.0.1:9000")))
-app = FastAPI(dependencies=[Depends(maintenance.guard)])
+app = FastAPI(dependencies=[Depends(maintenance.guard)], lifespan=maintenance.lifespan)
 
 
 @app.get("/hello")

@@ -62,7 +62,7 @@ def _stored(database: sqlite3.Connection) -> MaintenanceState:
 
 
 maintenance = Maintenance(backend=SqliteBackend("maintenance.db"))
-app = FastAPI(dependencies=[Depends(maintenance.guard)])
+app = FastAPI(dependencies=[Depends(maintenance.guard)], lifespan=maintenance.lifespan)
 
 
 @app.get("/")

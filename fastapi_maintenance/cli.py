@@ -214,7 +214,8 @@ def run(  # noqa: PLR0913 - what can be said about a hold
     """Run a command while it is closed and idle.
 
     Close, wait until no request is running, run the command, and open again when it has ended. The command has this
-    one's stdin, stdout and signals. When this process is killed, it stays closed until the command ends.
+    one's stdin, stdout and signals. When this process is killed, it stays closed until the command ends; with Redis
+    no longer than the lease of a hold.
 
     Exit code: the command's; 128+n when signal n ended it, or broke off the wait; 126 it cannot be executed, 127 not
     found; 75 not started: it could not be closed, or requests were still running; 76 the command succeeded, but it

@@ -2,10 +2,11 @@
 
 import inspect
 import logging
+import os
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from types import TracebackType
 from typing import ParamSpec, Protocol, Self, TypeVar, get_args
@@ -34,7 +35,7 @@ from fastapi_maintenance.state import (
     checked_mode,
     utcnow,
 )
-from fastapi_maintenance.tasks import in_this_loop, to_the_end
+from fastapi_maintenance.tasks import Turns, in_this_loop, to_the_end
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -43,9 +44,6 @@ R = TypeVar("R")
 
 LEAVE_TIMEOUT = 10.0
 """Seconds that ending a hold may take; a store that hangs must not keep the caller for ever."""
-
-_TURN = 0.002
-"""Seconds between two tries to get a turn, across event loops."""
 
 _DRAIN_TRY = 0.005
 """Seconds between two looks whether anything is still running."""
@@ -136,7 +134,7 @@ class Holder:
     def __init__(self, stored: Stored) -> None:
         self.local: tuple[Hold, ...] = ()
         self._stored = stored
-        self._turn = threading.Lock()
+        self._turns = Turns()
         # Reentrant: a signal handler may ask for the state meanwhile.
         self.edit = threading.RLock()
         self._borrowed = False
@@ -147,7 +145,7 @@ class Holder:
     def after_fork(self) -> None:
         """Forget the holds of the parent: they close the parent, and it ends them."""
         self.local = ()
-        self._turn, self.edit = threading.Lock(), threading.RLock()
+        self._turns, self.edit = Turns(), threading.RLock()
         self._borrowed, self._put_back = False, _NOTHING
 
     @property
@@ -174,7 +172,7 @@ class Holder:
             await self._stored.read()
             return
         self._tell_once()
-        async with self._in_turn():
+        async with self._turns.one():
             self._replace(hold, hold)
             if isinstance(backend, StateStore) and not self._borrowed:
                 await self._borrow()
@@ -185,8 +183,8 @@ class Holder:
         if isinstance(backend, HoldStore) and _can_hold(backend):
             with self._failing_as("ended"):
                 await backend.end_hold(hold, failed=failed)
-            # It has ended, whether or not the store can tell of it.
-            with suppress(BackendError):
+            # It has ended, whether or not the store can tell of it, and however long that took.
+            with suppress(BackendError), anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
                 await self._stored.read()
             return
         if all(known.id != hold.id for known in self.local):
@@ -196,7 +194,7 @@ class Holder:
             return
         # Before its turn: this process opens again even when the store hangs.
         self._replace(hold)
-        async with self._in_turn():
+        async with self._turns.one():
             if not self.local:
                 await self._give_back()
 
@@ -257,7 +255,7 @@ class Holder:
 
     async def switch(self, edit: Edit, *, on: bool) -> None:
         """Turn the switch as an operator asks, and remember what the last hold has to put back."""
-        async with self._in_turn():
+        async with self._turns.one():
             await self._switch(edit, on=on)
 
     async def _switch(self, edit: Edit, *, on: bool) -> None:
@@ -342,16 +340,6 @@ class Holder:
             extra={"backend": self.name},
         )
 
-    @asynccontextmanager
-    async def _in_turn(self) -> AsyncGenerator[None]:
-        """Let one task at a time in, of all event loops of this process."""
-        while not self._turn.acquire(blocking=False):  # noqa: ASYNC110 - no event spans event loops
-            await anyio.sleep(_TURN)
-        try:
-            yield
-        finally:
-            self._turn.release()
-
 
 def _can_hold(backend: HoldStore) -> bool:
     """Tell whether the system lets the backend do what it can do elsewhere."""
@@ -392,6 +380,16 @@ class ActiveHold:
         await self._lost.wait()
 
 
+class _Entered:
+    """A hold that was entered, and the process that is to end it."""
+
+    def __init__(self, holder: Holder, hold: Hold, scope: str) -> None:
+        self.holder = holder
+        self.hold = hold
+        self.scope = scope
+        self.process = os.getpid()
+
+
 class HoldContext:
     """What `maintenance.on()` gives: an async context manager, and a decorator that holds for each call.
 
@@ -402,7 +400,7 @@ class HoldContext:
         self._holder = holder
         self._template = template
         self._drain = drain
-        self._entered: tuple[Holder, Hold, str] | None = None
+        self._entered: _Entered | None = None
 
     def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         """Hold for the time of each call of an `async def`.
@@ -432,17 +430,19 @@ class HoldContext:
         if self._drain is not None:
             own["phase"] = "closing"
         hold = self._template.model_copy(update=own)
-        self._entered = (holder, hold, scope)
         tell = partial(holder.record, hold=hold, scope=scope)
         told: Callable[[], None] | None = None
+        asked = False
+        self._entered = _Entered(holder, hold, scope)
         try:
+            if self._drain is not None:
+                await holder.check_drain(self._drain)
+            asked = True
+            await holder.take(hold)
             if self._drain is None:
-                await holder.take(hold)
                 told = partial(tell, "ended")
                 tell("begun")
             else:
-                await holder.check_drain(self._drain)
-                await holder.take(hold)
                 told = partial(tell, "not drained, ended")
                 tell("begun, draining")
                 await holder.drain(hold, self._drain)
@@ -450,18 +450,22 @@ class HoldContext:
                 tell("drained")
             return holder.active(hold.id)
         except BaseException:
-            # A cancellation may have come after the hold was stored.
             self._entered = None
-            await _leave(holder, hold, failed=False, quiet=True, told=told)
+            if asked:
+                # A cancellation may have come after the hold was stored.
+                await _leave(holder, hold, failed=False, quiet=True, told=told)
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the hold, whatever happens to this task; an error of the body comes out first."""
+        """End the hold, whatever happens to this task; an error of the body comes out first.
+
+        Nothing happens in a process that was forked in the block: the hold is its parent's.
+        """
         entered, self._entered = self._entered, None
-        if entered is not None:
-            holder, hold, scope = entered
+        if entered is not None and entered.process == os.getpid():
+            holder, hold, scope = entered.holder, entered.hold, entered.scope
             kept = error is not None and hold.on_failure == "keep"
             told = partial(holder.record, "failed, kept closed" if kept else "ended", hold, scope)
             await _leave(holder, hold, failed=error is not None, quiet=error is not None, told=told)

@@ -2,14 +2,20 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
+
+_TURN = 0.002
+"""Seconds between two tries to get a turn, across event loops."""
 
 
 def spawn(function: Callable[[], Coroutine[Any, Any, None]], alive: set[asyncio.Task[None]]) -> None:
@@ -49,6 +55,31 @@ def in_this_loop(function: Callable[[], object]) -> Callable[[], None]:
             soon(function)
 
     return call
+
+
+class Turns:
+    """Lets one task at a time in, of all event loops of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Under older anyio, variables of one name are one variable.
+        self._here: RunVar[anyio.Lock | None] = RunVar(f"turns {uuid4()}", default=None)
+
+    @asynccontextmanager
+    async def one(self) -> AsyncGenerator[None]:
+        """Wait for a turn, which lasts as long as the block."""
+        here = self._here.get()
+        if here is None:
+            here = anyio.Lock()
+            self._here.set(here)
+        # In one event loop they queue; no event spans several.
+        async with here:
+            while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 - as said
+                await anyio.sleep(_TURN)
+            try:
+                yield
+            finally:
+                self._lock.release()
 
 
 async def to_the_end(function: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -5,6 +5,9 @@ import errno
 import functools
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -24,6 +27,7 @@ from fastapi_maintenance import (
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.holds import hold_template
 from fastapi_maintenance.state import OPEN
+from tests.servers import PATIENCE, ROOT
 from tests.waiting import ends, until
 
 
@@ -647,6 +651,103 @@ async def test_a_store_that_hangs_on_leaving_does_not_keep_the_caller(body, monk
     assert isinstance(caught.value, KeyError) is (body == "raises")
     assert "Faulty: no answer within 0.05 s" in caplog.text
     assert (await maintenance.status()).holds == ()
+
+
+@pytest.mark.anyio
+async def test_a_store_that_ended_a_hold_and_cannot_tell_of_it(monkeypatch, caplog):
+    """What was ended is told as ended, however long the store took, and though it then hangs when it is asked."""
+    monkeypatch.setattr("fastapi_maintenance.holds.LEAVE_TIMEOUT", 0.05)
+
+    class Slow(Carrier):
+        hangs = False
+
+        async def end_hold(self, hold, *, failed):
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.1)
+                await super().end_hold(hold, failed=failed)
+            self.hangs = True
+
+        async def read_state(self):
+            if self.hangs:
+                await anyio.sleep_forever()
+            return await super().read_state()
+
+    caplog.set_level(logging.INFO)
+    maintenance = Maintenance(backend=Slow())
+    async with maintenance.on():
+        pass
+    assert [record.what.split(" ", 2)[2] for record in caplog.records if hasattr(record, "what")] == ["begun", "ended"]
+    assert [record.levelno for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+FORKED = """
+import asyncio, os, sys, threading
+from fastapi_maintenance import Maintenance
+from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend
+
+kind, path = sys.argv[1:]
+maintenance = Maintenance(backend=MemoryBackend() if kind == "memory" else LocalFileBackend(path))
+
+def leave_there(context):
+    os.write(1, f"{(asyncio.run(maintenance.status())).active} ".encode())
+    asyncio.run(context.__aexit__(None, None, None))
+
+async def main():
+    context = maintenance.on()
+    await context.__aenter__()
+    child = os.fork()
+    if child == 0:
+        # Its thread has an event loop that runs already.
+        thread = threading.Thread(target=leave_there, args=(context,))
+        thread.start()
+        thread.join()
+        os._exit(0)
+    os.waitpid(child, 0)
+    print((await maintenance.status()).active, flush=True)
+    await context.__aexit__(None, None, None)
+    print((await maintenance.status()).active)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("kind", "seen"), [("memory", False), ("file", True)])
+def test_a_hold_is_ended_by_the_process_that_began_it(kind, seen, tmp_path):
+    """A child that is forked in a block and leaves it ends nothing; the memory of its own is open."""
+    done = subprocess.run(  # noqa: S603 - this program
+        [sys.executable, "-c", FORKED, kind, tmp_path / "state"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert done.stdout.split() == [str(seen), "True", "False"]
+
+
+@pytest.mark.anyio
+async def test_a_child_tells_of_no_end(monkeypatch, caplog):
+    """Who leaves a block in another process than the one that entered it is not told as ending it."""
+    caplog.set_level(logging.INFO)
+    maintenance = Maintenance(backend=MemoryBackend())
+    parent = os.getpid()
+    async with maintenance.on():
+        monkeypatch.setattr("os.getpid", lambda: parent + 1)
+    assert (await maintenance.status()).active
+    assert not [record for record in caplog.records if getattr(record, "what", "").endswith("ended")]
+
+
+@pytest.mark.anyio
+async def test_orphans_stay_in_a_forked_child():
+    """A child has what no process owns, and no live hold of its parent."""
+    backend = MemoryBackend()
+    maintenance = Maintenance(backend=backend)
+    with pytest.raises(KeyError):
+        async with maintenance.on(on_failure="keep"):
+            raise KeyError
+    async with maintenance.on():
+        backend.after_fork()
+        assert [hold.phase for hold in (await maintenance.status()).holds] == ["orphan"]
 
 
 @pytest.mark.anyio

@@ -30,6 +30,7 @@ from fastapi_maintenance import (
 )
 from fastapi_maintenance.backends import RedisBackend
 from fastapi_maintenance.backends.redis import replies, urls
+from fastapi_maintenance.state import utcnow
 from tests.redis_servers import SHORT, Proxy, close, needs_redis, redis, redis_server
 from tests.servers import PATIENCE, ROOT
 
@@ -625,6 +626,46 @@ def test_requests_touch_no_socket(server, make, monkeypatch):
             assert client.get("/").status_code == 200
         after = server.do("INFO", "commandstats")["cmdstat_evalsha"]["calls"]
         assert after - calls < 10
+
+
+@both_loops
+async def test_very_many_holds_of_one_process_at_once(server, make):
+    """Holds of one process wait for one another instead of failing, and none is left behind."""
+    maintenance = make(server.url())
+    ran = []
+
+    @maintenance.on()
+    async def work():
+        ran.append(await maintenance.status())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(150):
+            tasks.start_soon(work)
+    assert (len(ran), all(ran), bool(await maintenance.status())) == (150, True, False)
+
+
+async def test_who_waits_for_a_change_waits_no_longer_than_one_may_take(server, make):
+    """When Redis hangs, those who wait behind a change of their process are told so when their own time is over."""
+    maintenance = make(server.url(), timeout=1)
+    await maintenance.status()
+    errors = []
+
+    async def change():
+        try:
+            await maintenance.snapshot.change(lambda state: state.switched(utcnow(), on=True))
+        except BackendError as error:
+            errors.append(error)
+
+    began = time.monotonic()
+    server.pause()
+    try:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(40):
+                tasks.start_soon(change)
+    finally:
+        server.resume()
+    assert len(errors) == 40
+    assert time.monotonic() - began < 20
 
 
 def test_everything_is_awaited_in_the_thread(server, make):

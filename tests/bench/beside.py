@@ -8,7 +8,20 @@ from typing import Any
 import budgets
 from driver import worker
 from figures import Cost, Turn, judge, quiet_of
-from subjects import BARE, DEFAULT_OBJECT, GATES, MANY, OLDER, OURS, WAYGATE, Subject, gates, in_each_state, on_redis, peers
+from subjects import (
+    BARE,
+    DEFAULT_OBJECT,
+    GATES,
+    MANY,
+    OLDER,
+    OURS,
+    WAYGATE,
+    Subject,
+    gates,
+    in_each_state,
+    on_redis,
+    peers,
+)
 
 Say = Callable[[str], None]
 TURNS_OF_MANY = 2

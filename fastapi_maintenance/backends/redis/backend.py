@@ -151,7 +151,8 @@ class RedisBackend(BaseStateBackend):
         """Begin `hold`, and renew its lease in the background.
 
         Raises:
-            BackendError: It could not be stored; it has not begun, or ends with its first lease.
+            BackendError: It could not be stored; it has not begun, or ends with its first lease. Where it was stored
+                and only the answer was lost, one with `on_failure="keep"` stays until `disable()`.
         """
         await to_the_end(lambda: self._fleet.take(hold))
 
@@ -159,7 +160,8 @@ class RedisBackend(BaseStateBackend):
         """End `hold`, or leave an orphan.
 
         Raises:
-            BackendError: It could not be stored; the hold ends with its lease.
+            BackendError: It could not be stored; the hold ends with its lease, one with `on_failure="keep"` stays
+                until `disable()`.
         """
         await to_the_end(lambda: self._fleet.end(hold, failed=failed))
 

@@ -36,6 +36,7 @@ from fastapi_maintenance.backends.redis.workers import GOODBYE_WITHIN, FleetInFl
 from fastapi_maintenance.errors import BackendError, DrainIncomplete
 from fastapi_maintenance.forks import follow_forks
 from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, utcnow
+from fastapi_maintenance.tasks import Turns
 
 logger = logging.getLogger("fastapi_maintenance")
 
@@ -110,6 +111,7 @@ class Fleet:
         self._wake = asyncio.Event()
         self._beating = asyncio.Lock()
         self._heard = threading.Event()
+        self._turns, self._changed_at = Turns(), -math.inf
         self.trouble: str | None = "it was not asked yet"
         self._known = NOTHING
         self._contact = NEVER
@@ -179,6 +181,17 @@ class Fleet:
 
     async def change(self, edit: Edit, *, take: Hold | None = None) -> MaintenanceState:
         """Store `edit(what is stored)`; it is done again when another change came in between."""
+        asked_at, timeout = time.monotonic(), self._terms.timeout
+        # Each change that comes in between makes all others begin anew, so those of this process take turns.
+        async with self._turns.one():
+            if time.monotonic() - max(asked_at, self._changed_at) > timeout:
+                reason = f"no change of this process came through within {timeout:g} s"
+                raise BackendError(self._name, self.trouble or reason)
+            after = await self._change(edit, take)
+            self._changed_at = time.monotonic()
+            return after
+
+    async def _change(self, edit: Edit, take: Hold | None) -> MaintenanceState:
         end = time.monotonic() + self._terms.timeout
         found = await self.ask(self._look)
         if not found.known.line:
@@ -200,8 +213,14 @@ class Fleet:
 
     async def take(self, hold: Hold) -> None:
         """Begin a hold and renew it from now on."""
-        held = Held(hold, time.monotonic() + _SAFE * self._terms.lease)
-        await self.change(lambda state: state.with_hold(hold), take=hold)
+        held = Held(hold, math.inf)
+
+        def begun(state: MaintenanceState) -> MaintenanceState:
+            # Its lease begins as it is written, however long that had to wait.
+            held.renew(time.monotonic() + _SAFE * self._terms.lease, 0.0)
+            return state.with_hold(hold)
+
+        await self.change(begun, take=hold)
         self._held[hold.id] = held
         self.hurry()
         self._link.soon(partial(self._guard, held))

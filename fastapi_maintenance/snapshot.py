@@ -11,7 +11,7 @@ import logging
 import reprlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime
 from math import inf
 from typing import Any
@@ -252,7 +252,9 @@ class Snapshot:
             self._asked_at = -inf
             raise
         else:
-            self._learn_since(changes, state)
+            # An answer that was asked for before a change of our own may be older than the change.
+            if changes == self._changes:
+                self._learn(state)
         finally:
             landed.set()
 
@@ -268,11 +270,6 @@ class Snapshot:
         self.contacted = True
         if self._failing_since is not None:
             self._recovered()
-
-    def _learn_since(self, changes: int, state: MaintenanceState) -> None:
-        """Learn an answer that was asked for after so many changes, unless it may be older than one since."""
-        if changes == self._changes or (self._known is not None and state.revision > self._known.revision):
-            self._learn(state)
 
     def _failed(self, error: Exception) -> None:
         self.look_again()
@@ -369,7 +366,8 @@ class Snapshot:
             raise
         except Exception as error:
             raise BackendError(self.name, f"cannot be read: {type(error).__name__}: {error}") from error
-        self._learn_since(changes, state)
+        if changes == self._changes:
+            self._learn(state)
         return state
 
     # Writing
@@ -403,12 +401,7 @@ class Snapshot:
                 raise
             raise BackendError(self.name, f"cannot be written: {type(error).__name__}: {error}") from error
         self._changes += 1
-        if self._known is None or state.revision >= self._known.revision:
-            self._learn(state)
-        else:
-            # Its answer came late, or the store began anew: only it can tell what is true now.
-            with suppress(BackendError):
-                await self.read()
+        self._learn(state)
         return state
 
     def _with_local(self, known: MaintenanceState) -> MaintenanceState:

@@ -5,6 +5,7 @@ import contextvars
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from math import inf
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -66,20 +67,27 @@ class Turns:
         self._here: RunVar[anyio.Lock | None] = RunVar(f"turns {uuid4()}", default=None)
 
     @asynccontextmanager
-    async def one(self) -> AsyncGenerator[None]:
-        """Wait for a turn, which lasts as long as the block."""
+    async def one(self, patience: float = inf) -> AsyncGenerator[bool]:
+        """Wait for a turn, which lasts as long as the block, at most `patience` seconds; give whether it is one."""
         here = self._here.get()
         if here is None:
             here = anyio.Lock()
             self._here.set(here)
-        # In one event loop they queue; no event spans several.
-        async with here:
-            while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 - as said
-                await anyio.sleep(_TURN)
-            try:
-                yield
-            finally:
+        first = taken = False
+        try:
+            with anyio.move_on_after(patience):
+                # In one event loop they queue; no event spans several.
+                await here.acquire()
+                first = True
+                while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 - as said
+                    await anyio.sleep(_TURN)
+                taken = True
+            yield taken
+        finally:
+            if taken:
                 self._lock.release()
+            if first:
+                here.release()
 
 
 async def to_the_end(function: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -392,63 +392,6 @@ async def test_an_answer_older_than_our_change_is_dropped(asking, clock):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("later", ["hold", "nothing"])
-async def test_a_late_answer_to_a_change_brings_nothing_old_back(later):
-    """A change whose answer comes after a newer one of the store does not hide what is newer, a hold say."""
-
-    class Carrier(Store):
-        async def take_hold(self, hold):
-            self.state = self.state.with_hold(hold)
-
-        async def end_hold(self, hold, *, failed):
-            self.state = self.state.without_hold(hold.id)
-
-    store, release, changed = Carrier(), anyio.Event(), anyio.Event()
-    maintenance = Maintenance(backend=store)
-    await maintenance.status()
-
-    async def late(edit):
-        store.state = answer = edit(store.state)
-        changed.set()
-        await release.wait()
-        return answer
-
-    store.change_state = late
-    async with anyio.create_task_group() as group:
-        group.start_soon(maintenance.snapshot.change, lambda state: state.switched(utcnow(), on=False))
-        await changed.wait()
-        if later == "hold":
-            async with maintenance.on():
-                release.set()
-                await anyio.wait_all_tasks_blocked()
-                assert maintenance.last_known_mode() == "full"
-        release.set()
-    assert maintenance.last_known_mode() is None
-    assert maintenance.snapshot.revision == store.state.revision
-
-
-@pytest.mark.anyio
-async def test_a_read_that_a_change_overtakes_may_still_be_newer():
-    """What is read while an older change is answered counts where it is newer."""
-    store, answered = Store(), anyio.Event()
-    maintenance = Maintenance(backend=store)
-    await maintenance.status()
-
-    async def answer():
-        await answered.wait()
-        return store.state
-
-    store.answer = answer
-    async with anyio.create_task_group() as group:
-        group.start_soon(maintenance.snapshot.read)
-        await until(lambda: store.asked == 2)
-        await maintenance.disable()
-        store.state = store.state.switched(utcnow(), on=True)
-        answered.set()
-    assert maintenance.last_known_mode() == "full"
-
-
-@pytest.mark.anyio
 async def test_a_true_false_store_keeps_since_while_it_says_the_same(clock):
     """The same answer is the same state: revision and `since` stay."""
     store = Flag(True)

@@ -3,7 +3,6 @@
 import threading
 
 from fastapi_maintenance.backends.base import BaseStateBackend, Edit
-from fastapi_maintenance.forks import follow_forks
 from fastapi_maintenance.inflight import InFlight
 from fastapi_maintenance.state import OPEN, Hold, MaintenanceState, utcnow
 
@@ -19,14 +18,6 @@ class MemoryBackend(BaseStateBackend):
         self.in_flight = InFlight()
         self._state = OPEN
         self._lock = threading.Lock()
-        follow_forks(self)
-
-    def after_fork(self) -> None:
-        """Forget the holds of the parent: they close the parent, and it ends them."""
-        self._lock = threading.Lock()
-        for hold in self._state.holds:
-            if hold.phase != "orphan":
-                self._state = self._state.without_unlisted(hold.id)
 
     def peek_state(self) -> MaintenanceState:
         """Give the state."""

@@ -111,7 +111,7 @@ class Fleet:
         self._wake = asyncio.Event()
         self._beating = asyncio.Lock()
         self._heard = threading.Event()
-        self._turns, self._changed_at = Turns(), -math.inf
+        self._turns = Turns()
         self.trouble: str | None = "it was not asked yet"
         self._known = NOTHING
         self._contact = NEVER
@@ -181,15 +181,12 @@ class Fleet:
 
     async def change(self, edit: Edit, *, take: Hold | None = None) -> MaintenanceState:
         """Store `edit(what is stored)`; it is done again when another change came in between."""
-        asked_at, timeout = time.monotonic(), self._terms.timeout
-        # Each change that comes in between makes all others begin anew, so those of this process take turns.
-        async with self._turns.one():
-            if time.monotonic() - max(asked_at, self._changed_at) > timeout:
-                reason = f"no change of this process came through within {timeout:g} s"
-                raise BackendError(self._name, self.trouble or reason)
-            after = await self._change(edit, take)
-            self._changed_at = time.monotonic()
-            return after
+        # Each change that comes in between makes all others begin anew, so those of this process take turns; without a
+        # turn it is as right, only slower.
+        async with self._turns.one(self._terms.timeout) as own:
+            if not own and self.trouble is not None:
+                raise self.silence()
+            return await self._change(edit, take)
 
     async def _change(self, edit: Edit, take: Hold | None) -> MaintenanceState:
         end = time.monotonic() + self._terms.timeout

@@ -917,9 +917,11 @@ def test_a_native_cancellation_outweighs_a_failing_store(caplog):
                 if not value:
                     raise OSError("no route")
 
+        context = Maintenance(backend=Slow()).on()
+        await context.__aenter__()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01), Maintenance(backend=Slow()).on():
-                pass
+            async with asyncio.timeout(0.01):
+                await context.__aexit__(None, None, None)
 
     asyncio.run(main())
     assert "no route" in caplog.text

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Generator
@@ -135,6 +134,8 @@ class Holder:
         self.local: tuple[Hold, ...] = ()
         self._stored = stored
         self._turns = Turns()
+        # Ids: to end what was never asked for, or is a parent's, would be a change that nobody wants.
+        self._asked: set[str] = set()
         # Reentrant: a signal handler may ask for the state meanwhile.
         self.edit = threading.RLock()
         self._borrowed = False
@@ -144,7 +145,7 @@ class Holder:
 
     def after_fork(self) -> None:
         """Forget the holds of the parent: they close the parent, and it ends them."""
-        self.local = ()
+        self.local, self._asked = (), set()
         self._turns, self.edit = Turns(), threading.RLock()
         self._borrowed, self._put_back = False, _NOTHING
 
@@ -167,6 +168,7 @@ class Holder:
         """Begin `hold`; when this raises, it has not begun."""
         backend = self._stored.backend
         if isinstance(backend, HoldStore) and _can_hold(backend):
+            self._asked.add(hold.id)
             with self._failing_as("begun"):
                 await backend.take_hold(hold)
             await self._stored.read()
@@ -177,26 +179,34 @@ class Holder:
             if isinstance(backend, StateStore) and not self._borrowed:
                 await self._borrow()
 
-    async def end(self, hold: Hold, *, failed: bool) -> None:
-        """End `hold`, or leave it an orphan when its body failed and it says so. Calling it again does nothing."""
+    async def end(self, hold: Hold, *, failed: bool) -> bool:
+        """End `hold`, or leave it an orphan when its body failed and it says so.
+
+        Returns:
+            `False` when there was nothing to do: this process has not asked for it, or has ended it.
+        """
         backend = self._stored.backend
         if isinstance(backend, HoldStore) and _can_hold(backend):
+            if hold.id not in self._asked:
+                return False
             with self._failing_as("ended"):
                 await backend.end_hold(hold, failed=failed)
+            self._asked.discard(hold.id)
             # It has ended, whether or not the store can tell of it, and however long that took.
             with suppress(BackendError), anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
                 await self._stored.read()
-            return
+            return True
         if all(known.id != hold.id for known in self.local):
-            return
+            return False
         if failed and hold.on_failure == "keep":
             self._replace(hold, hold.model_copy(update={"phase": "orphan"}))
-            return
+            return True
         # Before its turn: this process opens again even when the store hangs.
         self._replace(hold)
         async with self._turns.one():
             if not self.local:
                 await self._give_back()
+        return True
 
     # Draining
 
@@ -380,16 +390,6 @@ class ActiveHold:
         await self._lost.wait()
 
 
-class _Entered:
-    """A hold that was entered, and the process that is to end it."""
-
-    def __init__(self, holder: Holder, hold: Hold, scope: str) -> None:
-        self.holder = holder
-        self.hold = hold
-        self.scope = scope
-        self.process = os.getpid()
-
-
 class HoldContext:
     """What `maintenance.on()` gives: an async context manager, and a decorator that holds for each call.
 
@@ -400,7 +400,7 @@ class HoldContext:
         self._holder = holder
         self._template = template
         self._drain = drain
-        self._entered: _Entered | None = None
+        self._entered: tuple[Holder, Hold, str] | None = None
 
     def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         """Hold for the time of each call of an `async def`.
@@ -432,17 +432,15 @@ class HoldContext:
         hold = self._template.model_copy(update=own)
         tell = partial(holder.record, hold=hold, scope=scope)
         told: Callable[[], None] | None = None
-        asked = False
-        self._entered = _Entered(holder, hold, scope)
+        self._entered = (holder, hold, scope)
         try:
-            if self._drain is not None:
-                await holder.check_drain(self._drain)
-            asked = True
-            await holder.take(hold)
             if self._drain is None:
+                await holder.take(hold)
                 told = partial(tell, "ended")
                 tell("begun")
             else:
+                await holder.check_drain(self._drain)
+                await holder.take(hold)
                 told = partial(tell, "not drained, ended")
                 tell("begun, draining")
                 await holder.drain(hold, self._drain)
@@ -450,10 +448,9 @@ class HoldContext:
                 tell("drained")
             return holder.active(hold.id)
         except BaseException:
+            # A cancellation may have come after the hold was stored.
             self._entered = None
-            if asked:
-                # A cancellation may have come after the hold was stored.
-                await _leave(holder, hold, failed=False, quiet=True, told=told)
+            await _leave(holder, hold, failed=False, quiet=True, told=told)
             raise
 
     async def __aexit__(
@@ -464,8 +461,8 @@ class HoldContext:
         Nothing happens in a process that was forked in the block: the hold is its parent's.
         """
         entered, self._entered = self._entered, None
-        if entered is not None and entered.process == os.getpid():
-            holder, hold, scope = entered.holder, entered.hold, entered.scope
+        if entered is not None:
+            holder, hold, scope = entered
             kept = error is not None and hold.on_failure == "keep"
             told = partial(holder.record, "failed, kept closed" if kept else "ended", hold, scope)
             await _leave(holder, hold, failed=error is not None, quiet=error is not None, told=told)
@@ -482,8 +479,8 @@ async def _leave(
     async def end() -> None:
         try:
             with anyio.fail_after(LEAVE_TIMEOUT):
-                await holder.end(hold, failed=failed)
-            if told is not None:
+                ended = await holder.end(hold, failed=failed)
+            if ended and told is not None:
                 told()
         except (BackendError, TimeoutError) as problem:
             slow = BackendError(holder.name, f"no answer within {LEAVE_TIMEOUT:g} s")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -27,6 +28,7 @@ from fastapi_maintenance import (
 from fastapi_maintenance.backends import BaseStateBackend, EnvVarBackend, LocalFileBackend, MemoryBackend
 from fastapi_maintenance.holds import hold_template
 from fastapi_maintenance.state import OPEN
+from tests.redis_servers import needs_redis, redis_server
 from tests.servers import PATIENCE, ROOT
 from tests.waiting import ends, until
 
@@ -681,60 +683,51 @@ async def test_a_store_that_ended_a_hold_and_cannot_tell_of_it(monkeypatch, capl
 
 
 FORKED = """
-import asyncio, os, sys, threading
+import asyncio, logging, os, threading
 from fastapi_maintenance import Maintenance
-from fastapi_maintenance.backends import LocalFileBackend, MemoryBackend
 
-kind, path = sys.argv[1:]
-maintenance = Maintenance(backend=MemoryBackend() if kind == "memory" else LocalFileBackend(path))
+maintenance = Maintenance()
+logging.basicConfig(level=logging.INFO, format="%(what)s", filename=os.environ["LOG"])
 
 def leave_there(context):
     asyncio.run(context.__aexit__(None, None, None))
-    os.write(1, f"{(asyncio.run(maintenance.status())).active} ".encode())
 
 async def main():
     context = maintenance.on()
     await context.__aenter__()
     child = os.fork()
     if child == 0:
-        # Its thread has an event loop that runs already.
+        # The event loop of this thread runs already.
         thread = threading.Thread(target=leave_there, args=(context,))
         thread.start()
         thread.join()
         os._exit(0)
-    os.waitpid(child, 0)
-    print((await maintenance.status()).active, flush=True)
+    assert os.waitpid(child, 0)[1] == 0
+    print((await maintenance.snapshot.read()).holds != ())
     await context.__aexit__(None, None, None)
-    print((await maintenance.status()).active)
+    print((await maintenance.snapshot.read()).holds != ())
 
 asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("kind", ["memory", "file", pytest.param("redis", marks=needs_redis)])
 def test_a_hold_is_ended_by_the_process_that_began_it(kind, tmp_path):
-    """A child that is forked in a block and leaves it ends nothing: not for its parent, and not in its own memory."""
-    done = subprocess.run(  # noqa: S603 - this program
-        [sys.executable, "-c", FORKED, kind, tmp_path / "state"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
-    assert done.stdout.split() == ["True", "True", "False"]
-
-
-@pytest.mark.anyio
-async def test_a_child_tells_of_no_end(monkeypatch, caplog):
-    """Who leaves a block in another process than the one that entered it is not told as ending it."""
-    caplog.set_level(logging.INFO)
-    maintenance = Maintenance(backend=MemoryBackend())
-    parent = os.getpid()
-    async with maintenance.on():
-        monkeypatch.setattr("os.getpid", lambda: parent + 1)
-    assert (await maintenance.status()).active
-    assert not [record for record in caplog.records if getattr(record, "what", "").endswith("ended")]
+    """A child that is forked in a block and leaves it ends nothing, and the log tells of one end."""
+    with redis_server(tmp_path) if kind == "redis" else nullcontext() as server:
+        backend = {"memory": "memory", "file": f"file:{tmp_path}/state", "redis": server and server.url()}[kind]
+        log = tmp_path / "log"
+        done = subprocess.run(  # noqa: S603 - this program
+            [sys.executable, "-c", FORKED],
+            cwd=ROOT,
+            env={**os.environ, "FASTAPI_MAINTENANCE_BACKEND": backend, "LOG": str(log)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+    assert done.stdout.split() == ["True", "False"]
+    assert [line.split()[2] for line in log.read_text().splitlines()] == ["begun", "ended"]
 
 
 @pytest.mark.anyio

@@ -1,7 +1,8 @@
 """What the gates cost, beside the bare application and beside other packages: `nox -s bench`.
 
 Without options everything is measured, in less than half an hour on two cores. `--quick` is for CI and takes
-about a minute: it counts instructions, which a busy machine does not change, and fails when they have grown.
+about a minute: it counts instructions, which a busy machine does not change, and fails when they have grown, or where
+a budget is broken by more than twice.
 Without valgrind it measures times, and fails where a budget is surely broken by more than twice.
 """
 
@@ -114,16 +115,21 @@ class Run:
             return
         # Always all: what was asked before decides where objects lie, and so how many instructions their tables take.
         subjects = beside.counted()
-        counted = counting.instructions(sys.executable, subjects)
-        for subject, (bare, own) in zip(subjects, counted, strict=True):
-            self.instructions[guarding.name(subject)] = guarding.Counted(bare=round(bare), adds=round(own - bare))
+        counted = {
+            subject: guarding.Counted(bare=round(bare), adds=round(own - bare))
+            for subject, (bare, own) in zip(subjects, counting.instructions(sys.executable, subjects), strict=True)
+        }
+        self.instructions = {guarding.name(subject): cost for subject, cost in counted.items()}
         self.found["instructions"] = self.instructions
-        head = ["subject", "bare instructions", "adds", "ratio"]
-        cells = [
-            [n, str(c["bare"]), f"{c['adds']:+}", f"×{1 + c['adds'] / c['bare']:.3f}"]
-            for n, c in self.instructions.items()
-        ]
+        head = ["subject", "bare instructions", "adds", "may add", "ratio"]
+        cells: list[list[str]] = []
+        for subject, cost in counted.items():
+            budget = guarding.allowed(subject, counted)
+            may = "" if budget is None else f"{budget:+.0f}"
+            ratio = f"×{1 + cost['adds'] / cost['bare']:.3f}"
+            cells.append([guarding.name(subject), str(cost["bare"]), f"{cost['adds']:+}", may, ratio])
         self.say(report.text([head, *cells]))
+        self.broken += guarding.over_budget(counted)
 
     def _beside(self) -> None:
         pythons = {OURS: sys.executable}

@@ -64,9 +64,7 @@ class Row:
             return self.wrong is not None and self.subject.package == OURS
         if self.cost.noisy or not self.cost.adds.enough:
             return False
-        # A refusal is measured by all that it costs, everything else by what it adds.
-        allowed = self.budget + (self.cost.quiet if self.subject.closed else 0)
-        return self.cost.adds.low > max(self.budget, self.least or self.budget) + (slack - 1) * allowed
+        return self.cost.adds.low > budgets.limit(self.subject, self.budget, self.cost.quiet, self.least, slack)
 
     @property
     def told(self) -> str:

@@ -45,6 +45,21 @@ def budget(subject: Subject, bare: float, dependency: float, slower: float) -> f
     return allowed * slower + (dependency if subject.gate == "guard" else 0.0)
 
 
+def limit(subject: Subject, allowed: float, bare: float, least: float | None, slack: float) -> float:
+    """Give what a subject may add until its budget is broken, with slack; no less than the least that it has to do.
+
+    A refusal is measured by all that it takes, everything else by what it adds.
+
+    Args:
+        subject: It.
+        allowed: What it may add.
+        bare: What a request of its bare application takes.
+        least: What the least adds, `None` where that was not measured.
+        slack: Times the budget.
+    """
+    return max(allowed, least or allowed) + (slack - 1) * (allowed + (bare if subject.closed else 0))
+
+
 def least_of(subject: Subject) -> Subject:
     """Give the bare application that does the least of what a subject has to: the physical limit beside the budget."""
     if not subject.closed:

@@ -1,10 +1,11 @@
-"""The regression guard: the instructions that it cost when `baseline.json` was written."""
+"""The guard in instructions: the budgets, and what it cost when `baseline.json` was written."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+import budgets
 from subjects import BARE, Subject
 
 BASELINE = Path(__file__).parent / "baseline.json"
@@ -26,6 +27,30 @@ class Counted(TypedDict):
 def name(subject: Subject) -> str:
     """Name a subject in the file."""
     return f"{subject.label}, {'closed' if subject.closed else 'open'}, {subject.behind}"
+
+
+def allowed(subject: Subject, counted: Mapping[Subject, Counted]) -> float | None:
+    """Give the instructions that a subject may add by its budget, `None` where it has none.
+
+    A microsecond is a part of the bare request, as many instructions as that takes in one.
+    """
+    slower = next(c["bare"] for s, c in counted.items() if s.base == Subject()) / budgets.BARE_REQUEST
+    dependency = counted.get(budgets.dependency_of(subject))
+    adds = 0 if dependency is None else dependency["adds"]
+    return budgets.budget(subject, counted[subject]["bare"], adds, slower)
+
+
+def over_budget(counted: Mapping[Subject, Counted]) -> list[str]:
+    """Say what takes more than twice its budget."""
+    over: list[str] = []
+    for subject, cost in counted.items():
+        budget, least = allowed(subject, counted), counted.get(budgets.least_of(subject))
+        if budget is None:
+            continue
+        limit = budgets.limit(subject, budget, cost["bare"], least and least["adds"], SLACK)
+        if cost["adds"] > limit:
+            over.append(f"{name(subject)}: {cost['adds']:+} instructions, its budget is {budget:+.0f}")
+    return over
 
 
 def write(about: Mapping[str, Any], instructions: Mapping[str, Counted]) -> None:

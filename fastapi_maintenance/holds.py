@@ -183,15 +183,15 @@ class Holder:
         """End `hold`, or leave it an orphan when its body failed and it says so.
 
         Returns:
-            `False` when there was nothing to do: this process has not asked for it, or has ended it.
+            `False` when there was nothing to do: this process has not asked for it, or tried to end it before.
         """
         backend = self._stored.backend
         if isinstance(backend, HoldStore) and _can_hold(backend):
             if hold.id not in self._asked:
                 return False
+            self._asked.discard(hold.id)
             with self._failing_as("ended"):
                 await backend.end_hold(hold, failed=failed)
-            self._asked.discard(hold.id)
             # It has ended, whether or not the store can tell of it, and however long that took.
             with suppress(BackendError), anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
                 await self._stored.read()

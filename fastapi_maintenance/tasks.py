@@ -98,18 +98,28 @@ async def to_the_end(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     loop = _asyncio_loop()
     result: list[T] = []
     with anyio.CancelScope(shield=True):
-        result.append(await (function() if loop is None else _in_own_task(loop, function())))
+        result.append(await (function() if loop is None else _in_own_task(loop, function)))
     return result[0]
 
 
-async def _in_own_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
-    task = loop.create_task(coroutine)
+async def _in_own_task(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    begun = False
+
+    async def run() -> T:
+        nonlocal begun
+        begun = True
+        return await function()
+
+    task = loop.create_task(run())
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancelled = error
+        if task.cancelled() and not begun:
+            # An event loop that ends cancels all its tasks, this one before its first step.
+            task = loop.create_task(run())
     if cancelled is not None:
         raise cancelled from task.exception()
     return task.result()

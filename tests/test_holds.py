@@ -920,6 +920,28 @@ def test_a_native_cancellation_outweighs_a_failing_store(caplog):
     assert "no route" in caplog.text
 
 
+@pytest.mark.parametrize("steps", range(6))
+def test_a_hold_that_is_left_as_the_event_loop_ends(steps):
+    """`asyncio.run` cancels what still runs; a block that is just being left, or not yet, ends its hold anyway."""
+    maintenance = Maintenance(backend=MemoryBackend())
+
+    async def work(go):
+        async with maintenance.on():
+            await go.wait()
+
+    async def main():
+        go = asyncio.Event()
+        tasks.extend(asyncio.create_task(work(go)) for _ in range(3))
+        await until(lambda: len(maintenance.backend.peek_state().holds) == 3)
+        go.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+    tasks = []
+    asyncio.run(main())
+    assert maintenance.backend.peek_state().holds == ()
+
+
 def test_a_file_write_is_not_left_behind_by_a_cancellation(tmp_path, monkeypatch):
     """A thread that writes the hold when the task is cancelled natively does not write after the hold was ended."""
     backend = LocalFileBackend(tmp_path / "state")
